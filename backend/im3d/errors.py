@@ -1,0 +1,58 @@
+"""The errors a user can meet: one sentence of what is wrong, one of what to do, and the exit status of each kind."""
+
+from __future__ import annotations
+
+
+class Im3dError(Exception):
+    """A failure that is explained to the user; everything else that is raised is a defect of ours (exit status 1).
+
+    Args:
+        message: What is wrong, one sentence.
+        hint: What to do about it, one sentence.
+    """
+
+    code = "internal"
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class InputError(Im3dError):
+    """The input cannot be used: missing, unreadable, contradictory or out of range."""
+
+    code = "bad_input"
+    exit_status = 2
+
+
+class ModelError(Im3dError):
+    """A model is not installed, or its licence has not been accepted."""
+
+    code = "model_missing"
+    exit_status = 3
+
+
+class OutOfMemoryError(Im3dError):
+    """The device's memory does not hold the job."""
+
+    code = "out_of_memory"
+    exit_status = 4
+
+
+class DiskError(Im3dError):
+    """The disk is full or failed while results were written."""
+
+    code = "disk"
+    exit_status = 1
+
+
+class CancelledError(Im3dError):
+    """The user stopped the job; what is finished stays on disk and can be resumed."""
+
+    code = "cancelled"
+    exit_status = 130

@@ -1,0 +1,172 @@
+"""Every setting of the pipeline, its default, and the presets: said once, here.
+
+`--set section.name=value` on the command line and `settings` in a job request change any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from im3d.errors import InputError
+
+Preset = Literal["draft", "standard", "paper"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Gaussians fitted to the views (paper 3.3, A.1).
+
+    Attributes:
+        iterations: Optimiser steps in all.
+        size: Side in pixels of the renders that are compared; views are resized to it. 0: the size of the views.
+        views_per_iteration: Views compared in each step.
+        init: "hull" starts from points on the silhouettes' visual hull, "ball" from random points about the centre
+            (the paper's).
+        points: Gaussians at the start.
+        max_gaussians: Densification stops growing here.
+        refine_every: Steps between densify-and-prune passes.
+        lpips: Weight of the perceptual loss (10 in the paper).
+        ms_ssim: Weight of 1 − MS-SSIM (0.2 in the paper).
+        mask: Weight of the squared mask error (1 in the paper).
+        rgb: Weight of the mean absolute colour error; the paper has none.
+    """
+
+    iterations: int = 1200
+    size: int = 256
+    views_per_iteration: int = 1
+    init: Literal["hull", "ball"] = "hull"
+    points: int = 5000
+    max_gaussians: int = 40000
+    refine_every: int = 50
+    lpips: float = 10.0
+    ms_ssim: float = 0.2
+    mask: float = 1.0
+    rgb: float = 0.0
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """The surface taken from the splats (paper A.5 and beyond).
+
+    Attributes:
+        route: "fusion" fuses median depth maps; "density" is the paper's own marching cubes on the splats' density.
+        grid: Cells along each side of the distance field.
+        faces: Triangles of the finished mesh, at most.
+    """
+
+    route: Literal["fusion", "density"] = "fusion"
+    grid: int = 192
+    faces: int = 20000
+
+
+@dataclass(frozen=True)
+class TextureSettings:
+    """The texture baked from the views.
+
+    Attributes:
+        size: Side of the square texture in pixels.
+        normal_map: Whether a tangent-space normal map of the full-resolution surface is baked too.
+    """
+
+    size: int = 1024
+    normal_map: bool = True
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """The paper's loop (3.4): splat renders are noised and denoised again by the generator.
+
+    Attributes:
+        rounds: How often; 0 switches it off.
+        every: Fit iterations before each round.
+        noise: Share of the noise ladder that the renders are lifted to, in (0, 1].
+        steps: Denoising steps of each round.
+    """
+
+    rounds: int = 2
+    every: int = 500
+    noise: float = 0.5
+    steps: int = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All sections."""
+
+    fit: FitSettings = field(default_factory=FitSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
+    texture: TextureSettings = field(default_factory=TextureSettings)
+    refine: RefineSettings = field(default_factory=RefineSettings)
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Nested dictionaries of plain values."""
+        return dataclasses.asdict(self)
+
+
+PRESET_CHANGES: dict[Preset, dict[str, object]] = {
+    "draft": {},
+    "standard": {},
+    "paper": {},
+}
+
+
+def preset_settings(preset: Preset) -> Settings:
+    """The settings of a preset."""
+    settings = Settings()
+    for name, value in PRESET_CHANGES[preset].items():
+        settings = changed(settings, name, value)
+    return settings
+
+
+def parse_overrides(settings: Settings, assignments: Iterable[str]) -> Settings:
+    """Settings with `section.name=value` texts applied.
+
+    Raises:
+        InputError: Unknown name, or a value of the wrong type.
+    """
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text} has no '='.", "Write section.name=value, for example fit.iterations=800.")
+        settings = changed(settings, name.strip(), value.strip())
+    return settings
+
+
+def changed(settings: Settings, name: str, value: object) -> Settings:
+    """Settings with one field, `section.name`, replaced; texts are converted to the field's type.
+
+    Raises:
+        InputError: Unknown name, or a value of the wrong type.
+    """
+    section_name, _, field_name = name.partition(".")
+    section = getattr(settings, section_name, None)
+    if section is None or field_name not in {f.name for f in dataclasses.fields(section)}:
+        known = [f"{s.name}.{f.name}" for s in dataclasses.fields(settings) for f in _fields(settings, s.name)]
+        raise InputError(f"There is no setting {name}.", f"Known settings: {', '.join(known)}.")
+    hint = get_type_hints(type(section))[field_name]
+    section = dataclasses.replace(section, **{field_name: _converted(name, hint, value)})
+    return dataclasses.replace(settings, **{section_name: section})
+
+
+def _fields(settings: Settings, section: str) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(getattr(settings, section))
+
+
+def _converted(name: str, hint: Any, value: object) -> object:
+    choices = get_args(hint)
+    if choices:
+        if value in choices:
+            return value
+        raise InputError(f"{name} cannot be {value}.", f"Choose one of: {', '.join(map(str, choices))}.")
+    try:
+        if hint is bool:
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
+        if hint is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        return hint(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot be {value}.", f"Give a value of type {hint.__name__}.") from error

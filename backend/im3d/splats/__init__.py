@@ -1,0 +1,1 @@
+"""Gaussian splats: rendering, fitting, saving. Knows nothing of meshes, jobs or Blender."""
