@@ -1,0 +1,105 @@
+"""The messages between Blender and the backend: one JSON object a line, over the backend's stdin and stdout.
+
+Standard library only: this is the one module that both sides import.
+
+Every message carries `v` (protocol version), `id` (the job or request it belongs to, "" for none) and `type`.
+
+To the backend
+    submit {request}            run a job: the request as in the job folder's request.json
+    resume {job}                continue the job in this folder
+    cancel {}                   stop the job `id`; it stays resumable
+    free_memory {}              drop the models that are kept for the next job
+    ping {}                     answered by pong
+    shutdown {}                 end after the running stage is stopped
+
+From the backend
+    hello {product, version, device}        once, when it is ready
+    progress {stage, step, steps, eta_s}    eta_s: seconds left in the stage, null while unknown
+    preview {stage, path}                   a picture of the state, overwritten by the next one
+    result {path}                           the finished job's result.json
+    error {code, message, hint, log}        the job `id` ended; codes are those of `im3d.errors`
+    pong {}
+
+Large data travels as files. End of file on either side ends the other.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+VERSION = 1
+PRODUCT = "im3d"
+# A longer line is not one of ours; reading on would let a broken peer fill the memory.
+MAX_LINE = 1 << 20
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "submit": ("request",),
+    "resume": ("job",),
+    "cancel": (),
+    "free_memory": (),
+    "ping": (),
+    "shutdown": (),
+}
+EVENTS: dict[str, tuple[str, ...]] = {
+    "hello": ("product", "version", "device"),
+    "progress": ("stage", "step", "steps", "eta_s"),
+    "preview": ("stage", "path"),
+    "result": ("path",),
+    "error": ("code", "message", "hint", "log"),
+    "pong": (),
+}
+
+Message = dict[str, Any]
+
+
+class ProtocolError(ValueError):
+    """A line that is not a message of this protocol."""
+
+
+def message(type_: str, id_: str = "", **content: Any) -> Message:
+    """A message of a known type.
+
+    Raises:
+        ProtocolError: Unknown type, or its fields are not exactly those of the table above.
+    """
+    checked = {"v": VERSION, "id": id_, "type": type_, **content}
+    _check(checked)
+    return checked
+
+
+def encode(message: Message) -> bytes:
+    """One line, UTF-8, with its line feed."""
+    return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message of one line.
+
+    Raises:
+        ProtocolError: Not JSON, too long, of another protocol version, of unknown type, or with missing fields.
+    """
+    if len(line) > MAX_LINE:
+        raise ProtocolError(f"a line of {len(line)} bytes")
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise ProtocolError(f"not JSON: {line[:80]!r}") from error
+    if not isinstance(data, dict):
+        raise ProtocolError(f"not an object: {line[:80]!r}")
+    if data.get("v") != VERSION:
+        raise ProtocolError(f"protocol version {data.get('v')!r}, this side speaks {VERSION}")
+    _check(data)
+    return data
+
+
+def _check(data: Message) -> None:
+    type_ = data.get("type")
+    fields = {**COMMANDS, **EVENTS}.get(type_) if isinstance(type_, str) else None
+    if fields is None:
+        raise ProtocolError(f"unknown message type {type_!r}")
+    if not isinstance(data.get("id"), str):
+        raise ProtocolError(f"{type_} without an id")
+    missing = [name for name in fields if name not in data]
+    if missing:
+        raise ProtocolError(f"{type_} without {', '.join(missing)}")
