@@ -152,6 +152,19 @@ def changed(settings: Settings, name: str, value: object) -> Settings:
     return dataclasses.replace(settings, **{section_name: section})
 
 
+def settings_from_json(data: dict[str, dict[str, Any]]) -> Settings:
+    """The inverse of `Settings.to_json`; fields that are absent keep their defaults.
+
+    Raises:
+        InputError: Unknown name, or a value of the wrong type.
+    """
+    settings = Settings()
+    for section, values in data.items():
+        for name, value in values.items():
+            settings = changed(settings, f"{section}.{name}", value)
+    return settings
+
+
 def _fields(settings: Settings, section: str) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(getattr(settings, section))
 

@@ -1,0 +1,239 @@
+"""The job folder: what was asked, how far it is, and everything it made.
+
+    request.json    what was asked (`Request`), never changed after the start
+    state.json      status, finished steps, seconds of each stage
+    log.txt         progress and tracebacks
+    input.png       the user's picture            subject.png   the same, cut out and framed
+    views/          the orbit: view_000.png …, orbit.json
+    work/           state between steps, removed when the job is done
+    splats.ply  mesh.glb  preview.png  turntable.webp  result.json
+
+Every file is written beside its place and then renamed, so a job killed at any point goes on from its last finished
+step. One process works on a job at a time; the operating system frees the lock when that process dies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from im3d.errors import InputError
+from im3d.settings import Settings, settings_from_json
+from im3d.storage import explained, make_folder, write_json
+
+FORMAT = 1
+Status = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job is asked to make. Exactly one of `views`, `image` and `prompt` is the source.
+
+    Attributes:
+        name: Name of the object.
+        views: Folder of pictures or turntable video.
+        image: One picture.
+        prompt: One sentence; may also accompany an image.
+        mask: The user's own mask of `image`.
+        generator: "auto" or a generator's name.
+        preset: Name of the preset the settings came from.
+        seed: Seed of every random choice.
+        recenter: Whether `image` is cut out and framed; False: it is framed as an orbit view already.
+        elevation_deg: Elevation of the views when the user knows it.
+        height_m: Height of the object in metres.
+        blend: .blend file to save the result into as well.
+        settings: All settings.
+    """
+
+    name: str
+    views: str | None = None
+    image: str | None = None
+    prompt: str = ""
+    mask: str | None = None
+    generator: str = "auto"
+    preset: str = "standard"
+    seed: int = 0
+    recenter: bool = True
+    elevation_deg: float | None = None
+    height_m: float = 1.0
+    blend: str | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.views is not None and self.image is not None:
+            raise InputError("A job has views or an image, not both.", "Give one of --views and --image.")
+        if self.views is None and self.image is None and not self.prompt.strip():
+            raise InputError("There is nothing to start from.", "Give --image, --prompt or --views.")
+        if not 0 < self.height_m <= 1000:
+            raise InputError(f"A height of {self.height_m:g} m is out of range.", "Use a height up to 1000 m.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"The seed {self.seed} is out of range.", "Use a seed from 0 to 2^63 - 1.")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Request:
+        """Raises InputError when the data is not a request of this format."""
+        try:
+            if data["format"] != FORMAT:
+                raise InputError(f"The request has format {data['format']}, this version reads {FORMAT}.")
+            known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+            return cls(**{**known, "settings": settings_from_json(known["settings"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError("The request is incomplete or damaged.", "Start the job again.") from error
+
+
+@dataclass
+class State:
+    """How far a job is.
+
+    Attributes:
+        status: See `Status`; "running" with nobody holding the lock means that the process died.
+        finished: Steps that are complete, in order.
+        timings_s: Seconds spent in each stage so far.
+        notes: Facts that later steps and the result need, e.g. the estimated elevation.
+        error: {code, message, hint} of the last failure, or None.
+    """
+
+    status: Status = "queued"
+    finished: list[str] = field(default_factory=list)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+
+class Job:
+    """One job folder."""
+
+    def __init__(self, folder: Path, request: Request, state: State) -> None:
+        self.folder = folder
+        self.request = request
+        self.state = state
+
+    @classmethod
+    def create(cls, folder: Path, request: Request) -> Job:
+        """A new job, or the job that is already there when it was asked the very same.
+
+        Raises:
+            InputError: The folder holds another job, or cannot be written.
+            DiskError: The disk is full.
+        """
+        if (folder / "request.json").exists():
+            job = cls.open(folder)
+            same = dataclasses.replace(job.request, blend=request.blend)
+            if same.to_json() != request.to_json():
+                raise InputError(
+                    f"{folder} already holds another job.", "Choose another folder for --out, or delete this one."
+                )
+            job.request = request
+            return job
+        make_folder(folder)
+        job = cls(folder, request, State())
+        write_json(folder / "state.json", dataclasses.asdict(job.state))
+        write_json(folder / "request.json", request.to_json())
+        return job
+
+    @classmethod
+    def open(cls, folder: Path) -> Job:
+        """The job in a folder.
+
+        Raises:
+            InputError: There is none, or its files are damaged.
+        """
+        try:
+            request = Request.from_json(json.loads((folder / "request.json").read_text(encoding="utf-8")))
+            state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} holds no job.", "Give the folder that --out named.") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"The job in {folder} cannot be read.", "Start it again in another folder.") from error
+        return cls(folder, request, state)
+
+    @property
+    def work(self) -> Path:
+        """Folder for the state between steps."""
+        return self.folder / "work"
+
+    def save(self) -> None:
+        write_json(self.folder / "state.json", dataclasses.asdict(self.state))
+
+    def finish(self, step: str, stage: str, seconds: float) -> None:
+        """Records a complete step; its files must be in place."""
+        self.state.finished.append(step)
+        self.state.timings_s[stage] = round(self.state.timings_s.get(stage, 0.0) + seconds, 3)
+        self.save()
+
+    def clear_work(self) -> None:
+        """Removes what only a resumed job would need."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def log(self, text: str) -> None:
+        """Appends a line to log.txt; a log that cannot be written never stops a job."""
+        try:
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError:
+            sys.stderr.write(f"{text}\n")
+
+    def log_exception(self, error: BaseException) -> None:
+        self.log("".join(traceback.format_exception(error)).rstrip())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the job for this process.
+
+        Raises:
+            InputError: Another process works on it.
+        """
+        path = self.folder / ".lock"
+        with explained(path):
+            file = open(path, "a+b")  # noqa: SIM115 - closed below, after the lock that it carries
+        try:
+            if not _try_lock(file.fileno()):
+                raise InputError(f"Another process is working on {self.folder}.", "Wait for it, or stop it first.")
+            yield
+        finally:
+            file.close()
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Takes the file's lock without waiting; the operating system frees it when the process ends."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def stage_seed(seed: int, step: str) -> int:
+    """The seed of one step: independent of the others, and the same whether the job was interrupted or not."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def default_name(prompt: str, source: str | None) -> str:
+    """Name of an object from its prompt or its file, at most 40 characters, cut at a word."""
+    text = prompt.strip() or (Path(os.path.abspath(source)).stem if source else "")
+    words = " ".join(text.split())
+    if len(words) > 40:
+        words = words[:41].rsplit(" ", 1)[0][:40]
+    return words or "IM-3D object"
