@@ -1,0 +1,43 @@
+# make demo   a textured object from the bundled example, saved as out/demo.blend with a rendered preview
+# make test   lint, types and the whole test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXAMPLE ?= examples/kettle
+OUT ?= out
+
+.PHONY: demo test test-blender lint zip setup clean
+
+setup: $(STAMP)
+
+# torch and torchvision are pinned together: each torchvision is built for one torch.
+$(STAMP): pyproject.toml requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "im3d needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet -e '.[blender,dev]'
+	touch $@
+
+demo: $(STAMP)
+	rm -rf $(OUT)/demo
+	$(BIN)/im3d generate --views $(EXAMPLE) --out $(OUT)/demo --blend $(OUT)/demo.blend
+	@echo "open $(OUT)/demo.blend in Blender; the preview is $(OUT)/demo/preview.png"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+# The add-on in the other supported Blenders; the versions are installed as bpy from the package index.
+test-blender: $(STAMP) zip
+	$(BIN)/python tools/test_blenders.py 4.2 4.5 5.0
+
+zip: $(STAMP)
+	$(BIN)/python tools/build_zip.py
+
+clean:
+	rm -rf $(OUT) dist build

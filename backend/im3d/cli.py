@@ -1,0 +1,75 @@
+"""The command line: `im3d COMMAND …`; `COMMANDS` lists them.
+
+Exit status: 0 done · 2 bad input · 3 model missing or licence not accepted · 4 out of memory · 130 cancelled ·
+1 a defect of ours (or the disk). An error is one sentence of what is wrong and one of what to do; the traceback goes
+to the job's log. With `--json` the last line of stdout is one object, for success and failure alike.
+
+Only the standard library is imported here, so that `im3d --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+from im3d import __version__
+from im3d.errors import CancelledError, Im3dError, OutOfMemoryError
+
+# Each is a module with configure(parser) and run(args) -> exit status, imported when it is asked for.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "generate": ("im3d.commands.generate", "make an object from a picture, a sentence or the views of an orbit"),
+    "resume": ("im3d.commands.resume", "continue an interrupted job"),
+    "doctor": ("im3d.commands.doctor", "say what this machine can do and what is missing"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="im3d", description="A prop from a sentence or a picture, on your machine.")
+    parser.add_argument("--version", action="version", version=f"im3d {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = next((a for a in given if not a.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == wanted:
+            importlib.import_module(module).configure(subparser)
+    args = parser.parse_args(given)
+    return _guarded(args)
+
+
+def _guarded(args: argparse.Namespace) -> int:
+    """Runs the command; every failure becomes its sentence and its exit status."""
+    try:
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    except KeyboardInterrupt:
+        error: Im3dError = CancelledError("Stopped.")
+    except Im3dError as known:
+        error = known
+    except MemoryError:
+        error = OutOfMemoryError(
+            "The memory of this machine is exhausted.", "Close other programs or use --preset draft."
+        )
+    except Exception as defect:
+        with tempfile.NamedTemporaryFile("w", prefix="im3d-", suffix=".log", delete=False, encoding="utf-8") as log:
+            traceback.print_exception(defect, file=log)
+        error = Im3dError(f"im3d failed: {type(defect).__name__}: {defect}.", f"Please report it with {log.name}.")
+    report_error(error, as_json=getattr(args, "json", False))
+    return error.exit_status
+
+
+def report_error(error: Im3dError, as_json: bool, **content: object) -> None:
+    """Says an error on stderr and, for `--json`, as the last line of stdout."""
+    print(f"im3d: {error}", file=sys.stderr)
+    if as_json:
+        failure = {"status": "error", "code": error.code, "message": error.message, "hint": error.hint, **content}
+        print(json.dumps(failure, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Running the steps of a job: skipping finished ones, timing, events, cancelling, and failures turned into errors."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event
+
+import numpy as np
+from numpy.typing import NDArray
+
+from im3d.errors import CancelledError, DiskError, Im3dError, OutOfMemoryError
+from im3d.jobs import Job
+from im3d.progress import Progress
+from im3d.protocol import Message, message
+
+Listener = Callable[[Message], None]
+STAGES = ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")
+# A preview a second is all that a panel can show; encoding more would slow the stage down.
+PREVIEW_SECONDS = 1.0
+
+
+class StepRunner:
+    """Runs named steps of a job once each, in order.
+
+    Args:
+        job: The job; its state tells which steps are finished.
+        listener: Receives progress and preview messages.
+        cancel: Set from outside to stop at the next step of progress.
+    """
+
+    def __init__(self, job: Job, listener: Listener, cancel: Event) -> None:
+        self.job = job
+        self.listener = listener
+        self.cancel = cancel
+
+    def __call__(self, step: str, work: Callable[[Progress], None], stage: str = "") -> None:
+        """Runs `work` unless the step is finished already; its files must be complete when it returns.
+
+        Args:
+            step: Unique name, e.g. "refine 1".
+            work: Does the step and reports to the `Progress` it is given.
+            stage: Stage the time counts for; the step's own name by default.
+        """
+        if step in self.job.state.finished:
+            return
+        if self.cancel.is_set():
+            raise CancelledError("Cancelled.")
+        stage = stage or step
+        self.job.log(f"{step}: start")
+        start = time.monotonic()
+        work(_StageProgress(self, stage, start))
+        seconds = time.monotonic() - start
+        self.job.finish(step, stage, seconds)
+        self.job.log(f"{step}: done in {seconds:.1f} s")
+
+
+class _StageProgress:
+    """The `Progress` of one step: cancels, estimates the time left, passes events on."""
+
+    def __init__(self, runner: StepRunner, stage: str, start: float) -> None:
+        self.runner = runner
+        self.stage = stage
+        self.start = start
+        self.last_preview = -PREVIEW_SECONDS
+
+    def __call__(self, step: int, steps: int, preview: NDArray[np.float32] | None = None) -> None:
+        runner = self.runner
+        if runner.cancel.is_set():
+            raise CancelledError("Cancelled.")
+        elapsed = time.monotonic() - self.start
+        eta = round(elapsed / step * (steps - step), 1) if step else None
+        job_id = runner.job.folder.name
+        runner.listener(message("progress", job_id, stage=self.stage, step=step, steps=steps, eta_s=eta))
+        if preview is not None and elapsed - self.last_preview >= PREVIEW_SECONDS:
+            from im3d.images import write_image
+
+            self.last_preview = elapsed
+            path = runner.job.folder / "preview.png"
+            write_image(path, preview)
+            runner.listener(message("preview", job_id, stage=self.stage, path=str(path)))
+
+
+@contextmanager
+def failures_recorded(job: Job) -> Iterator[None]:
+    """Records how a job ended in its state and log, and lets only `Im3dError`s out.
+
+    Raises:
+        Im3dError: Whatever went wrong; anything unexpected becomes a plain `Im3dError` that names the log.
+    """
+    try:
+        yield
+    except BaseException as error:
+        failure = explain(error, str(job.folder / "log.txt"))
+        job.log_exception(error)
+        job.state.status = "cancelled" if isinstance(failure, CancelledError) else "failed"
+        job.state.error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        if not isinstance(failure, DiskError):
+            job.save()
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def explain(error: BaseException, log: str) -> Im3dError:
+    """The error a user is told about for any exception of a stage."""
+    if isinstance(error, Im3dError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return CancelledError("Cancelled.")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+        return OutOfMemoryError("The memory does not hold this job.", "Use --preset draft, or close other programs.")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DiskError("The disk is full.", "Free some space, then run im3d resume on the job.")
+    return Im3dError(
+        f"im3d failed: {type(error).__name__}: {error}.", f"The log {log} has the details; please report it."
+    )

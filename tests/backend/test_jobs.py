@@ -1,0 +1,187 @@
+"""The job folder: atomic files, states, locks, requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from im3d.errors import DiskError, InputError
+from im3d.jobs import Job, Request, State, default_name, stage_seed
+from im3d.settings import Settings, changed, parse_overrides, preset_settings
+from im3d.storage import make_folder, replacing, write_bytes, write_json
+
+
+def request(**changes: Any) -> Request:
+    return Request(**{"name": "mug", "views": "/somewhere/mug", **changes})
+
+
+class TestStorage:
+    def test_a_failed_write_leaves_the_old_file_and_no_other(self, tmp_path: Path) -> None:
+        path = tmp_path / "state.json"
+        write_json(path, {"a": 1})
+        with pytest.raises(RuntimeError), replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+        assert json.loads(path.read_text()) == {"a": 1}
+        assert os.listdir(tmp_path) == ["state.json"]
+
+    def test_a_full_disk_is_explained(self, tmp_path: Path) -> None:
+        with pytest.raises(DiskError, match="The disk is full"), replacing(tmp_path / "x.bin") as temporary:
+            temporary.write_bytes(b"begun")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+    def test_a_really_full_device_is_explained(self, tmp_path: Path) -> None:
+        with pytest.raises(DiskError), replacing(tmp_path / "x.bin"), open("/dev/full", "wb") as full:
+            full.write(b"x")
+            full.flush()
+
+    def test_a_folder_below_a_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(InputError, match="in the way"):
+            make_folder(tmp_path / "file" / "job")
+
+    def test_not_a_number_is_not_written(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(tmp_path / "x.json", {"x": float("nan")})
+        assert os.listdir(tmp_path) == []
+
+    def test_the_suffix_is_kept_for_writers_that_look_at_it(self, tmp_path: Path) -> None:
+        with replacing(tmp_path / "a.png") as temporary:
+            assert temporary.suffix == ".png"
+            temporary.write_bytes(b"1")
+        assert (tmp_path / "a.png").read_bytes() == b"1"
+
+
+class TestRequest:
+    def test_it_survives_json(self) -> None:
+        settings = parse_overrides(preset_settings("draft"), ["fit.iterations=7", "texture.normal_map=false"])
+        asked = request(settings=settings, elevation_deg=12.5, seed=3)
+        assert Request.from_json(json.loads(json.dumps(asked.to_json()))) == asked
+
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"image": "x.png"}, "not both"),
+            ({"views": None}, "nothing to start from"),
+            ({"views": None, "prompt": "  "}, "nothing to start from"),
+            ({"height_m": 0.0}, "height"),
+            ({"height_m": float("nan")}, "height"),
+            ({"seed": -1}, "seed"),
+        ],
+    )
+    def test_contradictions_are_refused(self, changes: dict[str, Any], why: str) -> None:
+        with pytest.raises(InputError, match=why):
+            request(**changes)
+
+    @pytest.mark.parametrize("data", [None, {}, {"format": 99}, {"format": 1}, {"format": 1, "name": "x"}])
+    def test_damaged_requests_are_refused(self, data: Any) -> None:
+        with pytest.raises(InputError):
+            Request.from_json(data)
+
+    @pytest.mark.parametrize(
+        ("prompt", "source", "name"),
+        [
+            ("a red mug", None, "a red mug"),
+            ("", "/a/b/kettle/", "kettle"),
+            ("", "photo of it.png", "photo of it"),
+            ("word " * 20, None, ("word " * 8).strip()),
+            ("", None, "IM-3D object"),
+        ],
+    )
+    def test_names(self, prompt: str, source: str | None, name: str) -> None:
+        assert default_name(prompt, source) == name
+
+
+class TestJob:
+    def test_the_same_request_finds_the_same_job(self, tmp_path: Path) -> None:
+        job = Job.create(tmp_path / "job", request())
+        job.finish("load", "load", 0.5)
+        again = Job.create(tmp_path / "job", request(blend="/other.blend"))
+        assert again.state.finished == ["load"]
+        assert again.request.blend == "/other.blend"
+
+    def test_another_request_is_refused_and_loses_nothing(self, tmp_path: Path) -> None:
+        Job.create(tmp_path / "job", request())
+        before = (tmp_path / "job/request.json").read_bytes()
+        with pytest.raises(InputError, match="already holds another job"):
+            Job.create(tmp_path / "job", request(seed=1))
+        assert (tmp_path / "job/request.json").read_bytes() == before
+
+    def test_times_add_up_by_stage(self, tmp_path: Path) -> None:
+        job = Job.create(tmp_path / "job", request())
+        job.finish("fit to 500", "fit", 1.0)
+        job.finish("fit to 1200", "fit", 2.0)
+        state = Job.open(tmp_path / "job").state
+        assert state.timings_s == {"fit": 3.0}
+        assert state.finished == ["fit to 500", "fit to 1200"]
+
+    @pytest.mark.parametrize("content", ["", "[]", "{", '{"status": "queued", "surprise": 1}'])
+    def test_damaged_jobs_are_refused(self, tmp_path: Path, content: str) -> None:
+        Job.create(tmp_path, request())
+        write_bytes(tmp_path / "state.json", content.encode())
+        with pytest.raises(InputError, match="cannot be read"):
+            Job.open(tmp_path)
+
+    def test_no_job(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="holds no job"):
+            Job.open(tmp_path)
+
+    def test_two_processes_never_share_a_job_and_death_frees_it(self, tmp_path: Path) -> None:
+        job = Job.create(tmp_path, request())
+        context = multiprocessing.get_context("spawn")
+        ready = context.Event()
+        holder = context.Process(target=_hold, args=(tmp_path, ready))
+        holder.start()
+        assert ready.wait(60)
+        with pytest.raises(InputError, match="Another process"), job.locked():
+            pass
+        holder.kill()
+        holder.join(60)
+        with job.locked():
+            pass
+
+
+def _hold(folder: Path, ready: Any) -> None:
+    with Job.open(folder).locked():
+        ready.set()
+        multiprocessing.Event().wait(60)
+
+
+def test_stage_seeds_differ_by_step_and_repeat() -> None:
+    seeds = [stage_seed(s, step) for s in (0, 1) for step in ("orbit", "fit", "refine 1")]
+    assert len(set(seeds)) == 6
+    assert seeds == [stage_seed(s, step) for s in (0, 1) for step in ("orbit", "fit", "refine 1")]
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+class TestSettings:
+    def test_overrides(self) -> None:
+        settings = parse_overrides(Settings(), ["fit.iterations=300", "fit.init=ball", "texture.normal_map=False"])
+        assert settings.fit.iterations == 300
+        assert settings.fit.init == "ball"
+        assert settings.texture.normal_map is False
+
+    @pytest.mark.parametrize(
+        "text",
+        ["fit.iterations", "fit.iterations=many", "fit.speed=1", "nothing.iterations=1", "fit.init=cube", "mesh.faces=1.5",
+         "texture.normal_map=maybe"],
+    )  # fmt: skip
+    def test_wrong_overrides_are_refused(self, text: str) -> None:
+        with pytest.raises(InputError):
+            parse_overrides(Settings(), [text])
+
+    def test_the_known_settings_are_named(self) -> None:
+        with pytest.raises(InputError, match=r"fit\.iterations"):
+            changed(Settings(), "fit.iteration", 3)
+
+    def test_state_has_plain_values_only(self) -> None:
+        json.dumps(dataclasses.asdict(State()), allow_nan=False)

@@ -1,0 +1,60 @@
+"""The messages between Blender and the backend."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from im3d import protocol
+
+
+def test_every_message_survives_a_line() -> None:
+    sent = protocol.message("submit", "job-1", request={"prompt": "ein Krug, 3 µm\n\u2028"})
+    line = protocol.encode(sent)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert protocol.decode(line) == sent
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"INFO: loading model", "not JSON"),
+        (b'{"v": 1, "id": "a", "type": "res', "not JSON"),
+        (b"[1, 2]", "not an object"),
+        (b'{"v": 2, "id": "", "type": "ping"}', "protocol version 2"),
+        (b'{"id": "", "type": "ping"}', "protocol version None"),
+        (b'{"v": 1, "id": "", "type": "selfdestruct"}', "unknown message type"),
+        (b'{"v": 1, "id": "", "type": ["ping"]}', "unknown message type"),
+        (b'{"v": 1, "id": 3, "type": "ping"}', "without an id"),
+        (b'{"v": 1, "id": "a", "type": "error", "code": "x"}', "without message, hint, log"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b" " * (protocol.MAX_LINE + 1), "a line of"),
+    ],
+)
+def test_garbage_is_refused(line: bytes, why: str) -> None:
+    with pytest.raises(protocol.ProtocolError, match=why):
+        protocol.decode(line)
+
+
+def test_a_message_cannot_be_built_incomplete() -> None:
+    with pytest.raises(protocol.ProtocolError, match="without path"):
+        protocol.message("result", "a")
+
+
+def test_not_a_number_never_reaches_the_wire() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        protocol.encode(protocol.message("progress", "a", stage="fit", step=1, steps=2, eta_s=float("nan")))
+
+
+def test_the_module_needs_the_standard_library_only() -> None:
+    # -I -S: no site-packages; the file is loaded by its path, as Blender's side does.
+    code = (
+        "import importlib.util, sys; s = importlib.util.spec_from_file_location('p', sys.argv[1]);"
+        "m = importlib.util.module_from_spec(s); s.loader.exec_module(m); print(m.VERSION)"
+    )
+    out = subprocess.run([sys.executable, "-I", "-S", "-c", code, protocol.__file__], capture_output=True, check=True)
+    assert json.loads(out.stdout) == protocol.VERSION
