@@ -1,0 +1,84 @@
+"""The CUDA rasteriser: gsplat's kernels behind our interface.
+
+Only calls that gsplat 1.5.3 and its later versions share are used. `packed=False` is faster at our sizes, and the
+background is composited by us: packed images with a background fail an assertion in 1.5.3.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import Tensor
+
+from im3d.orbit import Cameras
+from im3d.splats.gaussians import Gaussians
+from im3d.splats.project import EPS_2D, NEAR
+
+
+@functools.cache
+def unavailable_reason() -> str:
+    """Why gsplat cannot run here, in one sentence; "" when it can.
+
+    gsplat compiles its kernels at first use (minutes). That is allowed where a CUDA compiler is installed; a machine
+    without one gets a reason instead of the late and obscure failures of the package.
+    """
+    if not torch.cuda.is_available():
+        return "No CUDA device is visible to torch."
+    if importlib.util.find_spec("gsplat") is None:
+        return "The package gsplat is not installed."
+    if importlib.util.find_spec("gsplat.csrc") is not None or _compiled_before():
+        return ""
+    if shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME"):
+        return "gsplat is not compiled, and there is no CUDA compiler (nvcc) to do it."
+    if shutil.which("cl" if os.name == "nt" else "c++") is None:
+        return "gsplat is not compiled, and there is no C++ compiler to do it."
+    return ""
+
+
+def _compiled_before() -> bool:
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folder = _get_build_directory("gsplat_cuda", verbose=False)
+    return any(name.startswith("gsplat_cuda.") for name in os.listdir(folder)) if os.path.isdir(folder) else False
+
+
+def rasterize(gaussians: Gaussians, cameras: Cameras, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draws one image for each of C cameras.
+
+    Args:
+        gaussians: On a CUDA device.
+        cameras: C cameras.
+        colors: (N, 3) what each splat carries.
+
+    Returns:
+        Premultiplied colour (C, S, S, 3), transmittance (C, S, S), screen positions (C, N, 2) that keep their gradient,
+        and whether each splat is visible, (C, N).
+    """
+    from gsplat import rasterization
+
+    device = gaussians.device
+    viewmats = torch.from_numpy(cameras.viewmats).to(device)
+    K = torch.from_numpy(cameras.intrinsics).to(device).expand(len(cameras), 3, 3)
+    image, alpha, info = rasterization(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        colors,
+        viewmats,
+        K.contiguous(),
+        cameras.size,
+        cameras.size,
+        near_plane=NEAR,
+        eps2d=EPS_2D,
+        packed=False,
+    )
+    means2d = info["means2d"]
+    if means2d.requires_grad:
+        means2d.retain_grad()
+    visible = (info["radii"] > 0).reshape(len(cameras), len(gaussians), -1).all(dim=-1)
+    return image, 1 - alpha[..., 0], means2d, visible

@@ -1,0 +1,111 @@
+"""Drawing Gaussians, with whichever rasteriser the caller named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from im3d.errors import InputError
+from im3d.orbit import Cameras
+from im3d.splats import rasterize_cuda
+from im3d.splats.gaussians import Gaussians
+from im3d.splats.project import project
+
+Rasterizer = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """C images of the Gaussians.
+
+    Attributes:
+        rgb: (C, S, S, 3) premultiplied sRGB, on black.
+        alpha: (C, S, S) coverage.
+        means2d: Screen positions in pixels, (N, 2) for each camera; their `.grad` steers densification.
+        visible: (C, N) bool.
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    means2d: tuple[Tensor, ...] | Tensor
+    visible: Tensor
+
+    def over(self, background: float | Tensor = 1.0) -> Tensor:
+        """(C, S, S, 3) composited over a grey value or a colour (3,)."""
+        return self.rgb + (1 - self.alpha[..., None]) * background
+
+    def screen_gradients(self) -> Tensor:
+        """(C, N) length of the loss gradient with respect to each splat's screen position, after `backward`."""
+        if isinstance(self.means2d, Tensor):
+            assert self.means2d.grad is not None
+            return self.means2d.grad.norm(dim=-1)
+        gradients = [m.grad for m in self.means2d]
+        return torch.stack([g.norm(dim=-1) for g in gradients if g is not None])
+
+
+def rasterizers() -> dict[Rasterizer, str]:
+    """Every rasteriser and why it cannot run here; "" when it can."""
+    return {"cuda": rasterize_cuda.unavailable_reason(), "cpu": ""}
+
+
+def best_rasterizer(device: torch.device) -> Rasterizer:
+    """The rasteriser for tensors on `device`.
+
+    Raises:
+        InputError: The device is a GPU that no rasteriser can use; the message says why.
+    """
+    if device.type == "cpu":
+        return "cpu"
+    reason = rasterize_cuda.unavailable_reason() if device.type == "cuda" else f"There is none for {device.type}."
+    if reason:
+        raise InputError(
+            f"The splats cannot be drawn on {device}. {reason}", "Use --device cpu, which needs no compiler."
+        )
+    return "cuda"
+
+
+def render(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer, colors: Tensor | None = None) -> Rendered:
+    """Draws the Gaussians from C cameras, differentiably. Never substitutes another rasteriser.
+
+    Args:
+        gaussians: On the rasteriser's device.
+        cameras: C cameras.
+        rasterizer: "cuda" or "cpu".
+        colors: (N, 3) drawn instead of the Gaussians' own colours.
+    """
+    colors = gaussians.colors if colors is None else colors
+    if rasterizer == "cuda":
+        rgb, transmittance, means2d, visible = rasterize_cuda.rasterize(gaussians, cameras, colors)
+        return Rendered(rgb, 1 - transmittance, means2d, visible)
+
+    from im3d.splats import rasterize_cpu
+
+    images, transmittances, projections = [], [], []
+    for index in range(len(cameras)):
+        projected = project(gaussians, cameras, index)
+        if projected.means2d.requires_grad:
+            projected.means2d.retain_grad()
+        image, through = rasterize_cpu.rasterize(projected, colors, cameras.size)
+        images.append(image)
+        transmittances.append(through)
+        projections.append(projected)
+    return Rendered(
+        torch.stack(images),
+        1 - torch.stack(transmittances),
+        tuple(p.means2d for p in projections),
+        torch.stack([p.visible for p in projections]),
+    )
+
+
+def blending_weights(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer) -> Tensor:
+    """(C, N) how many pixels' worth of each image every splat contributes: the sum of its blending weights."""
+    weights = []
+    for index in range(len(cameras)):
+        colors = gaussians.colors.detach().clone().requires_grad_(True)
+        rendered = render(gaussians.detach(), cameras[index], rasterizer, colors)
+        (gradient,) = torch.autograd.grad(rendered.rgb[..., 0].sum(), colors)
+        weights.append(gradient[:, 0])
+    return torch.stack(weights)
