@@ -23,13 +23,15 @@ class FitSettings:
     Attributes:
         iterations: Optimiser steps in all.
         size: Side in pixels of the renders that are compared; views are resized to it. 0: the size of the views.
-        views_per_iteration: Views compared in each step.
+        views_per_iteration: Views compared in each step. 0: one on the CPU, four on a GPU.
         init: "hull" starts from points on the silhouettes' visual hull, "ball" from random points about the centre
             (the paper's).
         points: Gaussians at the start.
         max_gaussians: Densification stops growing here.
         refine_every: Steps between densify-and-prune passes.
         lpips: Weight of the perceptual loss (10 in the paper).
+        lpips_every: The perceptual loss is taken every so many steps, with so many times its weight: the same pull on
+            average for less time where a network is slow.
         ms_ssim: Weight of 1 − MS-SSIM (0.2 in the paper).
         mask: Weight of the squared mask error (1 in the paper).
         rgb: Weight of the mean absolute colour error; the paper has none.
@@ -37,12 +39,13 @@ class FitSettings:
 
     iterations: int = 1200
     size: int = 256
-    views_per_iteration: int = 1
+    views_per_iteration: int = 0
     init: Literal["hull", "ball"] = "hull"
     points: int = 5000
     max_gaussians: int = 40000
     refine_every: int = 50
     lpips: float = 10.0
+    lpips_every: int = 1
     ms_ssim: float = 0.2
     mask: float = 1.0
     rgb: float = 0.0

@@ -1,0 +1,290 @@
+"""Gaussians fitted directly to the views of an orbit (paper 3.3, A.1).
+
+    fit = SplatFit(views, settings.fit, seed, device, rasterizer, perceptual)
+    fit.run(until=500)            # then, for each round of the paper's loop (3.4):
+    fit.retarget(refined_views)
+    fit.run(until=1000)
+    gaussians = fit.finished()
+
+Every random choice is a function of the seed and the iteration, so that a fit continued from `save` takes the same path
+as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from im3d.errors import InputError
+from im3d.images import OrbitViews, premultiplied
+from im3d.progress import Progress, silent
+from im3d.settings import FitSettings
+from im3d.splats import densify
+from im3d.splats.gaussians import Gaussians
+from im3d.splats.hull import hull_points
+from im3d.splats.losses import SsimTarget, mask_loss, ms_ssim, rgb_loss, ssim_target
+from im3d.splats.perceptual import Features, Perceptual
+from im3d.splats.render import Rasterizer, blending_weights, render
+from im3d.storage import replacing
+
+LEARNING_RATES = {"means": 1e-3, "scales": 5e-3, "quats": 5e-3, "opacities": 5e-2, "colors": 2e-2}
+# Positions end at this share of their learning rate, falling exponentially, as in 3DGS.
+FINAL_MEANS_RATE = 0.02
+INITIAL_OPACITY = 0.1
+# Both backgrounds must be explained, or a white object on white could stay transparent. Two, so that the features of
+# the targets over each can be computed once.
+BACKGROUNDS = (0.0, 1.0)
+# A splat that never contributes a third of a pixel is hidden inside; it would show up from new angles.
+UNSEEN_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What the views give to the losses, computed once; entries of `images`, `ssim` and `features` go by background."""
+
+    alpha: Tensor  # (K, S, S)
+    images: list[Tensor]  # (K, 3, S, S)
+    ssim: list[SsimTarget] | None
+    features: list[Features] | None
+
+
+class SplatFit:
+    """One fit in progress.
+
+    Args:
+        views: Pictures and cameras; the elevation must be known.
+        settings: See `FitSettings`.
+        seed: Of every random choice.
+        device: Where tensors live.
+        rasterizer: Which one draws; must suit the device.
+        perceptual: The perceptual loss; may be None when its weight is 0.
+
+    Raises:
+        InputError: The silhouettes have no common volume.
+    """
+
+    def __init__(
+        self,
+        views: OrbitViews,
+        settings: FitSettings,
+        seed: int,
+        device: torch.device,
+        rasterizer: Rasterizer,
+        perceptual: Perceptual | None,
+    ) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.rasterizer = rasterizer
+        self.perceptual = perceptual if settings.lpips > 0 else None
+        self.policy = densify.DensifyPolicy(max_gaussians=settings.max_gaussians)
+        self.iteration = 0
+        self.last_losses: dict[str, float] = {}
+        self.retarget(views)
+        self._start_from(initial_gaussians(views, settings, seed))
+
+    def retarget(self, views: OrbitViews) -> None:
+        """Continues towards other pictures of the same cameras: the refined views of the paper's loop (3.4)."""
+        from im3d.images import resized
+
+        size = self.settings.size or views.size
+        rgba = resized(views.rgba, size)
+        self.cameras = views.orbit.cameras(size)
+        self.targets = self._targets(torch.from_numpy(premultiplied(rgba)).to(self.device))
+
+    def run(self, until: int, progress: Progress = silent) -> None:
+        """Optimises up to iteration `until`.
+
+        Args:
+            until: At most `settings.iterations`.
+            progress: Called a few times a second, with a render now and then.
+        """
+        start = self.iteration
+        while self.iteration < min(until, self.settings.iterations):
+            self._step(self._rows(self.iteration))
+            self.iteration += 1
+            if self.iteration % 10 == 0 or self.iteration == until:
+                preview = self._preview() if self.iteration % 100 == 0 else None
+                progress(self.iteration - start, until - start, preview)
+
+    def gaussians(self) -> Gaussians:
+        """The splats as they are, detached."""
+        return self._activated().detach()
+
+    def finished(self) -> Gaussians:
+        """The splats without those that no view sees: they would appear from new angles.
+
+        Raises:
+            InputError: Nothing is left; the views cannot be explained by one object.
+        """
+        gaussians = self.gaussians()
+        seen = blending_weights(gaussians, self.cameras, self.rasterizer).amax(dim=0) > UNSEEN_WEIGHT
+        if int(seen.sum()) < 10:
+            raise InputError(
+                "The views could not be explained by one object.", "Check the masks, the elevation and their order."
+            )
+        return gaussians[seen]
+
+    def save(self, path: Path) -> None:
+        """Writes everything a later `load` needs to go on as if nothing had happened."""
+        state = {
+            "iteration": self.iteration,
+            "parameters": {k: p.detach() for k, p in self.parameters.items()},
+            "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+            "statistics": self.statistics,
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        """Goes back to the state that `save` wrote.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            self._set_parameters(state["parameters"])
+            for name, saved in state["optimizers"].items():
+                self.optimizers[name].load_state_dict(saved)
+            self.statistics, self.iteration = state["statistics"], int(state["iteration"])
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is damaged.", "Delete the job's work folder and resume the job.") from error
+
+    # ---------------------------------------------------------------- one iteration
+
+    def _step(self, rows: list[int]) -> None:
+        background = int(np.random.default_rng([self.seed, self.iteration, 1]).integers(len(BACKGROUNDS)))
+        rate = FINAL_MEANS_RATE ** (self.iteration / self.settings.iterations)
+        self.optimizers["means"].param_groups[0]["lr"] = LEARNING_RATES["means"] * rate
+
+        rendered = render(self._activated(), self.cameras[rows], self.rasterizer)
+        loss = self._loss(rendered.over(BACKGROUNDS[background]), rendered.alpha, torch.tensor(rows), background)
+        loss.backward()
+        with torch.no_grad():
+            self.statistics["gradient"] += (rendered.screen_gradients() * rendered.visible).sum(dim=0)
+            self.statistics["seen"] += rendered.visible.sum(dim=0)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self._densifies():
+            seed = int(np.random.default_rng([self.seed, self.iteration, 2]).integers(2**62))
+            self.statistics = densify.refine(self.parameters, self.optimizers, self.statistics, self.policy, seed)
+
+    def _loss(self, images: Tensor, alpha: Tensor, rows: Tensor, background: int) -> Tensor:
+        """The weighted sum of the paper (3.3); `images` (V, S, S, 3) over the background, `alpha` (V, S, S)."""
+        weights, targets = self.settings, self.targets
+        images = images.permute(0, 3, 1, 2)
+        parts = {"mask": weights.mask * mask_loss(alpha, targets.alpha[rows])}
+        if weights.rgb > 0:
+            parts["rgb"] = weights.rgb * rgb_loss(images, targets.images[background][rows])
+        if targets.ssim is not None:
+            parts["ms_ssim"] = weights.ms_ssim * (1 - ms_ssim(images, targets.ssim[background][rows]))
+        if self.perceptual is not None and targets.features is not None and self._perceives():
+            distance = self.perceptual(images, targets.features[background][rows])
+            parts["lpips"] = weights.lpips * weights.lpips_every * distance
+        self.last_losses.update({name: float(value.detach()) for name, value in parts.items()})
+        return torch.stack(list(parts.values())).sum()
+
+    def _perceives(self) -> bool:
+        return self.iteration % self.settings.lpips_every == 0
+
+    def _densifies(self) -> bool:
+        total, every = self.settings.iterations, self.settings.refine_every
+        within = self.policy.start * total <= self.iteration <= self.policy.stop * total
+        return within and self.iteration > 0 and self.iteration % every == 0
+
+    def _rows(self, iteration: int) -> list[int]:
+        """The views compared in one iteration: every view once before any comes again."""
+        count = len(self.cameras)
+        per_step = min(count, self.settings.views_per_iteration or (1 if self.device.type == "cpu" else 4))
+        first = iteration * per_step
+        rows = []
+        for position in range(first, first + per_step):
+            order = np.random.default_rng([self.seed, position // count]).permutation(count)
+            rows.append(int(order[position % count]))
+        return rows
+
+    # ---------------------------------------------------------------- state
+
+    def _activated(self) -> Gaussians:
+        p = self.parameters
+        return Gaussians(
+            means=p["means"],
+            quats=p["quats"],
+            scales=p["scales"].exp(),
+            opacities=torch.sigmoid(p["opacities"]),
+            colors=torch.sigmoid(p["colors"]),
+        )
+
+    def _start_from(self, gaussians: Gaussians) -> None:
+        self._set_parameters(
+            {
+                "means": gaussians.means,
+                "quats": gaussians.quats,
+                "scales": gaussians.scales.log(),
+                "opacities": torch.logit(gaussians.opacities),
+                "colors": torch.logit(gaussians.colors.clamp(0.02, 0.98)),
+            }
+        )
+        self.statistics = densify.new_statistics(len(gaussians), self.device)
+
+    def _set_parameters(self, values: dict[str, Tensor]) -> None:
+        self.parameters = {k: torch.nn.Parameter(v.to(self.device).clone()) for k, v in values.items()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            k: torch.optim.Adam([p], lr=LEARNING_RATES[k], eps=1e-15, fused=True) for k, p in self.parameters.items()
+        }
+
+    def _targets(self, rgba: Tensor) -> _Targets:
+        """Everything the losses need of premultiplied (K, S, S, 4) views."""
+        alpha = rgba[..., 3]
+        images = [(rgba[..., :3] + (1 - alpha[..., None]) * b).permute(0, 3, 1, 2).contiguous() for b in BACKGROUNDS]
+        ssim = [ssim_target(i) for i in images] if self.settings.ms_ssim > 0 else None
+        features = None
+        if self.perceptual is not None:
+            with torch.no_grad():
+                features = [_features_of(self.perceptual, i) for i in images]
+        return _Targets(alpha, images, ssim, features)
+
+    def _preview(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        with torch.no_grad():
+            rendered = render(self._activated(), self.cameras[0], self.rasterizer)
+            return rendered.over(1.0)[0].clamp(0, 1).cpu().numpy()
+
+
+def _features_of(perceptual: Perceptual, images: Tensor) -> Features:
+    """Features of many images, one at a time: the early layers of VGG16 at 512² need a gigabyte for four."""
+    parts = [perceptual.features(image[None]).layers for image in images]
+    return Features([torch.cat(layers) for layers in zip(*parts, strict=True)])
+
+
+def initial_gaussians(views: OrbitViews, settings: FitSettings, seed: int) -> Gaussians:
+    """The splats a fit starts from, on the CPU: on the visual hull, or in a ball about the centre as in the paper.
+
+    Raises:
+        InputError: The silhouettes have no common volume.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    # Also for "ball": views that share no volume cannot be fitted from any start.
+    points, colors, spacing = hull_points(views, settings.points, seed)
+    count = len(points)
+    if settings.init == "ball":
+        reach = float(np.linalg.norm(points, axis=1).max())
+        directions = F.normalize(torch.randn(count, 3, generator=generator), dim=1)
+        means = directions * torch.rand(count, 1, generator=generator) ** (1 / 3) * reach
+        shades, size = torch.full((count, 3), 0.5), 0.02 * 2 * reach
+    else:
+        means, shades, size = torch.from_numpy(points), torch.from_numpy(colors), 0.7 * spacing
+    return Gaussians(
+        means=means,
+        quats=torch.randn(count, 4, generator=generator),
+        scales=torch.full((count, 3), size),
+        opacities=torch.full((count,), INITIAL_OPACITY),
+        colors=shades,
+    )
