@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from im3d.errors import InputError
 from im3d.orbit import GLTF_FROM_WORLD
-from im3d.storage import cache_folder
+from im3d.paths import cache_folder
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -22,3 +22,8 @@ def home_folder() -> Path:
 def models_folder() -> Path:
     """Where model weights lie, one folder a model."""
     return home_folder() / "models"
+
+
+def cache_folder() -> Path:
+    """Where files lie that can be made again: unpacked packs, renders."""
+    return home_folder() / "cache"

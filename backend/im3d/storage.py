@@ -17,15 +17,6 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 
 
-def cache_folder() -> Path:
-    """Where derived files are kept that can be made again: $IM3D_CACHE, or `im3d` in the user's cache folder."""
-    if explicit := os.environ.get("IM3D_CACHE"):
-        return Path(explicit)
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "im3d" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "im3d"
-
-
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals about `path` into sentences.
