@@ -1,0 +1,256 @@
+"""The models that can be installed, which of them are, and whose licences were accepted.
+
+`models.toml` holds the facts. Each installed model has a folder under `im3d.paths.models_folder()` with its files and
+an `installed.json` that names them, their sizes and their SHA-256. Nothing here touches the network: `im3d.model_hub`
+downloads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import importlib.resources
+import json
+import tomllib
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from im3d.errors import InputError, ModelError
+from im3d.paths import models_folder
+from im3d.progress import Progress, silent
+from im3d.storage import make_folder, write_json
+
+HUB_PAGE = "https://huggingface.co"
+RECORD = "installed.json"
+LICENCES = "licences.json"
+_HASH_CHUNK = 16 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of models.toml, where the fields are explained.
+
+    Attributes:
+        variant: diffusers' name of the precision whose files are fetched, where a repository holds several.
+    """
+
+    name: str
+    title: str
+    purpose: Literal["orbit", "image", "mask"]
+    repository: str
+    revision: str
+    files: tuple[str, ...]
+    bytes: int
+    licence: str
+    licence_url: str
+    commercial: Literal["yes", "no", "conditions"]
+    gated: bool
+    vram_gb: float
+    sha256: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    variant: str | None = None
+
+    @property
+    def size(self) -> str:
+        """Size of the download for people, e.g. "9.4 GB"."""
+        return human_size(self.bytes)
+
+    @property
+    def page(self) -> str:
+        """The model's page at the hub, where a gated model's terms are accepted."""
+        return f"{HUB_PAGE}/{self.repository}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is or would be installed."""
+        return models_folder() / self.name
+
+    def wants(self, path: str) -> bool:
+        """Whether a file of the repository belongs to the installation."""
+        return any(fnmatchcase(path, pattern) for pattern in self.files)
+
+
+@dataclass(frozen=True)
+class InstalledFile:
+    """A file in a model's folder.
+
+    Attributes:
+        path: Relative to the folder, with forward slashes.
+        bytes: Its size.
+        sha256: Its hash when it was installed, hexadecimal.
+        checked: What the hash was compared with: "published" (models.toml), "hub", or "nothing" for files of one's own
+            that could not be compared.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    checked: Literal["published", "hub", "nothing"]
+
+
+@functools.cache
+def models() -> dict[str, Model]:
+    """All models of models.toml by name, in its order."""
+    text = importlib.resources.files("im3d").joinpath("models.toml").read_text(encoding="utf-8")
+    return {
+        name: Model(name, **{**entry, "files": tuple(entry["files"])}) for name, entry in tomllib.loads(text).items()
+    }
+
+
+def find_model(name: str) -> Model:
+    """The model of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        return models()[name]
+    except KeyError:
+        raise InputError(f"There is no model {name}.", f"Known models: {', '.join(models())}.") from None
+
+
+def installed(name: str) -> Path | None:
+    """The folder of an installed model, or None. Looks at names and sizes only; `verify` reads the files."""
+    folder = find_model(name).folder
+    files = installed_files(folder)
+    complete = files and all((folder / f.path).is_file() and (folder / f.path).stat().st_size == f.bytes for f in files)
+    return folder if complete else None
+
+
+def require(name: str) -> Path:
+    """The folder of a model that is needed now.
+
+    Raises:
+        ModelError: It is not installed; the message says which command gets it and how large it is.
+    """
+    folder = installed(name)
+    if folder is not None:
+        return folder
+    model = find_model(name)
+    consent = f" Its terms are accepted at {model.page}." if model.gated else ""
+    raise ModelError(
+        f"The model {name} ({model.title}) is not installed.",
+        f"Get it with: im3d models download {name} ({model.size}).{consent}",
+    )
+
+
+def installed_files(folder: Path) -> list[InstalledFile]:
+    """What a model's folder is recorded to hold; empty when there is no readable record."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return [InstalledFile(**entry) for entry in record["files"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def record_installation(model: Model, revision: str, source: str, files: list[InstalledFile]) -> None:
+    """Writes the record that makes `installed` true.
+
+    Args:
+        revision: The commit the files were listed at, or "" when they came from elsewhere.
+        source: "hub", or the path they were taken from.
+    """
+    entries = [vars(f) for f in sorted(files, key=lambda f: f.path)]
+    record: dict[str, Any] = {"repository": model.repository, "revision": revision, "source": source, "files": entries}
+    write_json(model.folder / RECORD, record)
+
+
+def verify(name: str, progress: Progress = silent) -> list[str]:
+    """Reads every file of an installed model again.
+
+    Returns:
+        One sentence for each file that is missing or differs from the record; empty when all is well.
+
+    Raises:
+        ModelError: The model is not installed at all.
+    """
+    model = find_model(name)
+    files = installed_files(model.folder)
+    if not files:
+        require(name)
+    problems = []
+    for number, file in enumerate(files, start=1):
+        path = model.folder / file.path
+        if not path.is_file():
+            problems.append(f"{file.path} is missing.")
+        elif sha256_of(path) != file.sha256:
+            problems.append(f"{file.path} differs from what was installed.")
+        progress(number, len(files))
+    return problems
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob_hash(path: Path) -> str:
+    """The hash under which git, and so the hub, keeps a small file: SHA-1 of a header and the content."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def licence_text(model: Model) -> str:
+    """What the user is shown before accepting: a few lines."""
+    use = {"yes": "allowed", "no": "not allowed", "conditions": "allowed under conditions"}[model.commercial]
+    lines = [
+        f"{model.title} ({model.repository}, {model.size})",
+        f"  licence:        {model.licence}",
+        f"  text:           {model.licence_url}",
+        f"  commercial use: {use}",
+    ]
+    if model.note:
+        lines.append(f"  note:           {model.note}")
+    if model.gated:
+        lines.append(f"  gated:          log in and accept the terms at {model.page}")
+    return "\n".join(lines)
+
+
+def licence_accepted(name: str) -> bool:
+    """Whether the model's licence, as models.toml names it, was accepted on this machine."""
+    entry = _accepted().get(name, {})
+    return entry.get("licence") == find_model(name).licence
+
+
+def accept_licence(name: str) -> None:
+    """Records in the models folder that the user accepted the licence."""
+    model = find_model(name)
+    make_folder(models_folder())
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    entry = {"licence": model.licence, "url": model.licence_url, "accepted": now}
+    write_json(models_folder() / LICENCES, {**_accepted(), name: entry})
+
+
+def require_licence(model: Model) -> None:
+    """Raises:
+    ModelError: The licence has not been accepted.
+    """
+    if not licence_accepted(model.name):
+        raise ModelError(
+            f"The licence of {model.name} ({model.licence}) has not been accepted.",
+            f"Read {model.licence_url}, then run: im3d models licence {model.name} --accept.",
+        )
+
+
+def _accepted() -> dict[str, dict[str, str]]:
+    try:
+        data = json.loads((models_folder() / LICENCES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in data.items() if isinstance(v, dict)} if isinstance(data, dict) else {}
+
+
+def human_size(count: float) -> str:
+    """A number of bytes for people: "512 B", "177 MB", "9.4 GB" (decimal units, as the hub shows them)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
