@@ -91,12 +91,9 @@ class SplatFit:
 
     def retarget(self, views: OrbitViews) -> None:
         """Continues towards other pictures of the same cameras: the refined views of the paper's loop (3.4)."""
-        from im3d.images import resized
-
         size = self.settings.size or views.size
-        rgba = resized(views.rgba, size)
         self.cameras = views.orbit.cameras(size)
-        self.targets = self._targets(torch.from_numpy(premultiplied(rgba)).to(self.device))
+        self.targets = self._targets(torch.from_numpy(premultiplied(views.resized(size).rgba)).to(self.device))
 
     def run(self, until: int, progress: Progress = silent) -> None:
         """Optimises up to iteration `until`.

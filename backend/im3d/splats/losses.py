@@ -72,15 +72,25 @@ def ms_ssim(images: Tensor, target: SsimTarget) -> Tensor:
     for scale, (y, mean_y, var_y) in enumerate(zip(target.images, target.means, target.variances, strict=True)):
         if scale:
             x = _halved(x)
-        # One filter call for the three maps that depend on x.
-        mean_x, square, cross = _blurred(torch.cat([x, x * x, x * y], dim=1)).chunk(3, dim=1)
-        similarity = (2 * (cross - mean_x * mean_y) + C2) / (square - mean_x * mean_x + var_y + C2)
-        if scale == scales - 1:
-            similarity = similarity * (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
-        factor = _positive(similarity.mean(dim=(2, 3))) ** weights[scale]
+        similarity = _similarity(x, y, mean_y, var_y, luminance=scale == scales - 1)
+        factor = _positive(similarity) ** weights[scale]
         product = factor if product is None else product * factor
     assert product is not None
     return product.mean()
+
+
+def _similarity(x: Tensor, y: Tensor, mean_y: Tensor, var_y: Tensor, luminance: bool) -> Tensor:
+    """(B, C) mean of the contrast-structure term over each plane, times the luminance term if asked."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        from im3d.splats import ssim_cpu
+
+        return ssim_cpu.similarity(x, y, mean_y, var_y, _window().float(), luminance)
+    # One filter call for the three maps that depend on x.
+    mean_x, square, cross = _blurred(torch.cat([x, x * x, x * y], dim=1)).chunk(3, dim=1)
+    value = (2 * (cross - mean_x * mean_y) + C2) / (square - mean_x * mean_x + var_y + C2)
+    if luminance:
+        value = value * (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
+    return value.mean(dim=(2, 3))
 
 
 def mask_loss(alpha: Tensor, target: Tensor) -> Tensor:
@@ -114,10 +124,15 @@ def _blurred(x: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=32)
 def _window_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(size − WINDOW + 1, size): row i holds the window at i."""
-    x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    window = torch.exp(-(x**2) / (2 * SIGMA**2))
-    window /= window.sum()
+    window = _window()
     matrix = torch.zeros(size - WINDOW + 1, size, dtype=torch.float64)
     for i in range(len(matrix)):
         matrix[i, i : i + WINDOW] = window
     return matrix.to(device, dtype)
+
+
+def _window() -> Tensor:
+    """(WINDOW,) float64 Gaussian of unit sum."""
+    x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    window = torch.exp(-(x**2) / (2 * SIGMA**2))
+    return window / window.sum()

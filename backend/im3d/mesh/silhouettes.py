@@ -1,0 +1,129 @@
+"""Silhouettes as signed distances, exact below a pixel, and the visual hull they cut out of space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, zoom
+
+from im3d.errors import InputError
+from im3d.orbit import Cameras
+
+FloatArray = NDArray[np.float32]
+# Distances are computed on a grid this many times finer than the pixels.
+SUBPIXELS = 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A cube of n³ samples.
+
+    Attributes:
+        low: (3,) world position of sample (0, 0, 0).
+        step: Spacing in world units.
+        n: Samples along each side.
+    """
+
+    low: NDArray[np.float64]
+    step: float
+    n: int
+
+    @classmethod
+    def around(cls, low: NDArray[np.float64], high: NDArray[np.float64], n: int) -> Grid:
+        """The cube about the middle of a box that holds it whole."""
+        side = float((high - low).max())
+        return cls((low + high) / 2 - side / 2, side / (n - 1), n)
+
+
+def signed_distances(alpha: FloatArray) -> FloatArray:
+    """Distance in pixels to the line where coverage is one half, positive outside.
+
+    Args:
+        alpha: (S, S) coverage in [0, 1]; antialiased edges are located by interpolation.
+
+    Returns:
+        (SUBPIXELS·S)² samples; sample (j, i) lies at pixel coordinates ((i + 0.5)/SUBPIXELS, (j + 0.5)/SUBPIXELS).
+    """
+    inside = zoom(alpha, SUBPIXELS, order=1, grid_mode=True, mode="nearest") > 0.5
+    outward = (distance_transform_edt(~inside) - 0.5) * ~inside
+    inward = (distance_transform_edt(inside) - 0.5) * inside
+    return ((outward - inward) / SUBPIXELS).astype(np.float32)
+
+
+def hull_field(distances: FloatArray, cameras: Cameras, grid: Grid, cut: float) -> FloatArray:
+    """Signed distance, in world units, to the intersection of the silhouettes' cones.
+
+    Args:
+        distances: (C, n, n) from `signed_distances`, in pixels.
+        cameras: The C cameras.
+        grid: Where to sample.
+        cut: Values above this are not refined further: far outside, the exact distance does not matter.
+
+    Returns:
+        (n, n, n), positive outside, indexed x, y, z.
+    """
+    return _hull_field(distances, cameras.viewmats, cameras.focal, cameras.size, grid.low, grid.step, grid.n, cut)
+
+
+def hull_grid(distances: FloatArray, cameras: Cameras, radius: float, n: int, margin: float) -> Grid:
+    """The grid that just holds the visual hull, found coarse to fine.
+
+    Args:
+        radius: Distance of the cameras from the origin.
+        n: Samples along each side.
+        margin: Share of the side that stays free around the hull.
+
+    Raises:
+        InputError: The silhouettes have no common volume, or it is flat.
+    """
+    half = min(radius * 0.5 * cameras.size / cameras.focal * 1.05, radius * 0.9)
+    low, high = np.full(3, -half), np.full(3, half)
+    for _ in range(2):
+        coarse = Grid.around(low, high, 64)
+        inside = np.argwhere(hull_field(distances, cameras, coarse, 1e9) < 0.75 * coarse.step)
+        if len(inside) < 8:
+            raise InputError(
+                "The silhouettes of the views have no common volume.",
+                "Check the masks, the elevation and the order of the views.",
+            )
+        low = coarse.low + (inside.min(axis=0) - 1) * coarse.step
+        high = coarse.low + (inside.max(axis=0) + 1) * coarse.step
+    space = margin * float((high - low).max())
+    return Grid.around(low - space, high + space, n)
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def _hull_field(distances, viewmats, f, size, low, step, n, cut):  # type: ignore[no-untyped-def]
+    out = np.empty((n, n, n), np.float32)
+    fine = distances.shape[1]
+    sub = fine / size
+    for x in prange(n):
+        for y in range(n):
+            for z in range(n):
+                p0 = low[0] + x * step
+                p1 = low[1] + y * step
+                p2 = low[2] + z * step
+                largest = -1e9
+                for v in range(len(distances)):
+                    V = viewmats[v]
+                    depth = V[2, 0] * p0 + V[2, 1] * p1 + V[2, 2] * p2 + V[2, 3]
+                    if depth < 1e-3:
+                        continue
+                    u = f * (V[0, 0] * p0 + V[0, 1] * p1 + V[0, 2] * p2 + V[0, 3]) / depth + size / 2
+                    w = f * (V[1, 0] * p0 + V[1, 1] * p1 + V[1, 2] * p2 + V[1, 3]) / depth + size / 2
+                    a = min(max(u * sub - 0.5, 0.0), fine - 1.001)
+                    b = min(max(w * sub - 0.5, 0.0), fine - 1.001)
+                    i = int(a)
+                    j = int(b)
+                    a -= i
+                    b -= j
+                    top = distances[v, j, i] * (1 - a) + distances[v, j, i + 1] * a
+                    bottom = distances[v, j + 1, i] * (1 - a) + distances[v, j + 1, i + 1] * a
+                    largest = max(largest, (top * (1 - b) + bottom * b) * depth / f)
+                    if largest > cut:
+                        break
+                out[x, y, z] = largest
+    return out
