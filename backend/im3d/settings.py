@@ -57,13 +57,28 @@ class MeshSettings:
 
     Attributes:
         route: "fusion" fuses median depth maps; "density" is the paper's own marching cubes on the splats' density.
-        grid: Cells along each side of the distance field.
+        grid: Samples along each side of the distance field.
         faces: Triangles of the finished mesh, at most.
+        truncation: Distances are trusted this far from a surface, in voxels of a 192³ grid.
+        behind: Weight of the vote "inside" far behind a surface; 0 lets a crack in one view hollow the object out, more
+            than 0.1 fills concavities.
+        blur: Standard deviation of the field's smoothing, in voxels of a 192³ grid.
+        slack: Pixels by which silhouettes are widened before they cut the field.
+        virtual_slack: The same for silhouettes that the splats cast into low virtual cameras.
+        virtual_views: Virtual cameras whose depth maps are fused too.
+        density_grid: Samples along each side for the density route.
     """
 
     route: Literal["fusion", "density"] = "fusion"
     grid: int = 192
     faces: int = 20000
+    truncation: float = 8.0
+    behind: float = 0.1
+    blur: float = 0.3
+    slack: float = 0.25
+    virtual_slack: float = 0.75
+    virtual_views: int = 32
+    density_grid: int = 128
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ mix of losses (LPIPS times 10 changes all gradients), and the time of a fit coul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +72,7 @@ def refine(
         grow = _hardest(gradient, policy)
         large = parameters["scales"].exp().amax(dim=1) > policy.split_above
         state: dict[str, Tensor] = {}
-        # Splits first: both masks are over the splats that are there now, and clones are appended at the end.
+        # Clones are appended at the end, so the mask of the splits only has to be made longer.
         clone = grow & ~large
         if clone.any():
             duplicate(params=parameters, optimizers=optimizers, state=state, mask=clone)
@@ -97,8 +96,8 @@ def _hardest(gradient: Tensor, policy: DensifyPolicy) -> Tensor:
     return mask & (gradient > policy.busy * gradient.mean())
 
 
-def reset_opacities(parameters: Mapping[str, Tensor], optimizers: Optimizers, ceiling: float) -> None:
-    """Lowers all opacities to at most `ceiling` and clears their Adam state, so that useless splats can fade away."""
+def reset_opacities(parameters: Parameters, optimizers: Optimizers, ceiling: float) -> None:
+    """Lowers all opacities to at most `ceiling` and clears their moments: what the views do not need stays faint."""
     from gsplat.strategy.ops import reset_opa
 
-    reset_opa(params=dict(parameters), optimizers=optimizers, state={}, value=ceiling)
+    reset_opa(params=parameters, optimizers=optimizers, state={}, value=ceiling)

@@ -56,10 +56,10 @@ def median_depth(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> D
         for k in range(len(cameras)):
             projected = project(gaussians, cameras, k)
             tiles = bin_tiles(projected, size)
-            slope, half_thickness = _depth_slope(gaussians, projected.conics, cameras, k)
+            slope, thickness = _depth_slope(gaussians, projected.conics, cameras, k)
             cosine = (F.normalize(centres[k] - gaussians.means, dim=1) * seen_from).sum(dim=1)
             arrays = (
-                projected.means2d, projected.conics, gaussians.opacities, projected.depths, slope, half_thickness, cosine,
+                projected.means2d, projected.conics, gaussians.opacities, projected.depths, slope, thickness, cosine,
             )  # fmt: skip
             _depth_kernel(
                 *(t.contiguous().numpy() for t in arrays), tiles.offsets, tiles.splats, tiles.per_side, size,
@@ -85,7 +85,7 @@ def _depth_slope(gaussians: Gaussians, conics: Tensor, cameras: Cameras, k: int)
 
 @njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
 def _depth_kernel(  # type: ignore[no-untyped-def]
-    means, conics, opacities, depths, slope, half_thickness, cosine, offsets, splats, per_side, size, depth, alpha, facing
+    means, conics, opacities, depths, slope, thickness, cosine, offsets, splats, per_side, size, depth, alpha, facing
 ):  # fmt: skip
     for t in prange(per_side * per_side):
         for py in range(t // per_side * TILE, min(size, t // per_side * TILE + TILE)):
@@ -105,7 +105,7 @@ def _depth_kernel(  # type: ignore[no-untyped-def]
                         continue
                     if T > 0.5:
                         offset = slope[g, 0] * dx + slope[g, 1] * dy
-                        median = depths[g] + min(max(offset, -half_thickness[g]), half_thickness[g])
+                        median = depths[g] + min(max(offset, -thickness[g]), thickness[g])
                     turned += T * a * cosine[g]
                     T *= 1.0 - a
                     if T < 1e-3:

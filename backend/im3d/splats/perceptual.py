@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from im3d.paths import models_folder
 
-# LPIPS shifts and scales images in [−1, 1]; these are its constants for images in [0, 1].
 EPS = 1e-10
+# Squared length below which a feature counts as zero: the square root has no gradient at 0.
+TINY = 1e-14
+# LPIPS shifts and scales images in [−1, 1]; these are its constants for images in [0, 1].
 LPIPS_MEAN = tuple((s + 1) / 2 for s in (-0.030, -0.088, -0.188))
 LPIPS_STD = tuple(s / 2 for s in (0.458, 0.448, 0.450))
 VGG16_LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -91,7 +93,7 @@ class Perceptual(nn.Module):
 
     def features(self, images: Tensor) -> Features:
         """Unit-length features of (B, 3, S, S) images in [0, 1]."""
-        return Features([f / (f.square().sum(dim=1, keepdim=True).sqrt() + EPS) for f in self._maps(images)])
+        return Features([f / _length(f.square())[:, None] for f in self._maps(images)])
 
     def forward(self, images: Tensor, target: Features) -> Tensor:
         """Distance of (B, 3, S, S) images from their targets, mean over the batch.
@@ -103,7 +105,7 @@ class Perceptual(nn.Module):
         for i, (mine, theirs) in enumerate(zip(self._maps(images), target.layers, strict=True)):
             weight = self.get_buffer(f"weight{i}").view(1, -1, 1, 1)
             squared = mine.square()
-            length = squared.sum(dim=1).sqrt() + EPS
+            length = _length(squared)
             energy = (weight * squared).sum(dim=1) / length.square()
             shared = (weight * mine * theirs).sum(dim=1) / length
             total = total + (energy - 2 * shared + (weight * theirs.square()).sum(dim=1)).mean()
@@ -113,6 +115,11 @@ class Perceptual(nn.Module):
         x = (images - self.get_buffer("mean")) / self.get_buffer("std")
         maps: list[Tensor] = self.network(x.contiguous(memory_format=torch.channels_last))
         return maps
+
+
+def _length(squared: Tensor) -> Tensor:
+    """Length of each pixel's feature vector, from the squares (B, C, H, W): (B, H, W)."""
+    return squared.sum(dim=1).clamp_min(TINY).sqrt() + EPS
 
 
 class Vgg16(nn.Module):
