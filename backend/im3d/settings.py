@@ -88,10 +88,14 @@ class TextureSettings:
     Attributes:
         size: Side of the square texture in pixels.
         normal_map: Whether a tangent-space normal map of the full-resolution surface is baked too.
+        polish: Rounds of back-projection that sharpen the blended views.
+        polish_step: Share of the difference that each round gives back.
     """
 
     size: int = 1024
     normal_map: bool = True
+    polish: int = 3
+    polish_step: float = 0.7
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""The mesh stage: from splats and views to a surface, and from a surface to a textured mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from im3d.images import OrbitViews
+from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors
+from im3d.mesh.field import density_field, fused_field
+from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
+from im3d.mesh.tangents import vertex_tangents
+from im3d.mesh.unwrap import UnwrappedMesh, unwrap
+from im3d.progress import Progress, silent
+from im3d.settings import MeshSettings, TextureSettings
+from im3d.splats.depth import seen_directions
+from im3d.splats.gaussians import Gaussians
+from im3d.splats.render import blending_weights
+from im3d.storage import replacing
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The reconstructed shape.
+
+    Attributes:
+        full: As marching cubes gave it, for the normal map.
+        mesh: Simplified to the face budget.
+    """
+
+    full: TriangleMesh
+    mesh: TriangleMesh
+
+    def save(self, path: Path) -> None:
+        """Writes both meshes to one .npz."""
+        with replacing(path) as temporary:
+            np.savez(
+                temporary,
+                full_vertices=self.full.vertices,
+                full_faces=self.full.faces,
+                vertices=self.mesh.vertices,
+                faces=self.mesh.faces,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Surface:
+        with np.load(path) as data:
+            return cls(
+                TriangleMesh(data["full_vertices"], data["full_faces"]), TriangleMesh(data["vertices"], data["faces"])
+            )
+
+
+@dataclass(frozen=True)
+class TexturedMesh:
+    """A mesh ready for export, in world units.
+
+    Attributes:
+        mesh: Cut open for its atlas.
+        normals: (V, 3) smooth unit normals.
+        tangents: (V, 4) unit tangents and the bitangent's sign.
+        base_color: (S, S, 3) sRGB in [0, 1].
+        normal_map: (S, S, 3) in [0, 1], or None.
+        unseen: Share of the texels that no view saw.
+    """
+
+    mesh: UnwrappedMesh
+    normals: FloatArray
+    tangents: FloatArray
+    base_color: FloatArray
+    normal_map: FloatArray | None
+    unseen: float
+
+    def save(self, path: Path) -> None:
+        arrays = {"normals": self.normals, "tangents": self.tangents, "base_color": self.base_color}
+        if self.normal_map is not None:
+            arrays["normal_map"] = self.normal_map
+        with replacing(path) as temporary:
+            np.savez(
+                temporary,
+                vertices=self.mesh.vertices,
+                faces=self.mesh.faces,
+                uv=self.mesh.uv,
+                source=self.mesh.source,
+                unseen=np.float64(self.unseen),
+                **arrays,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> TexturedMesh:
+        with np.load(path) as data:
+            return cls(
+                UnwrappedMesh(data["vertices"], data["faces"], data["uv"], data["source"]),
+                data["normals"],
+                data["tangents"],
+                data["base_color"],
+                data["normal_map"] if "normal_map" in data else None,
+                float(data["unseen"]),
+            )
+
+
+def build_surface(
+    gaussians: Gaussians, views: OrbitViews, settings: MeshSettings, progress: Progress = silent
+) -> Surface:
+    """The shape of the splats.
+
+    Args:
+        gaussians: Those that some view sees (`SplatFit.finished`), on the CPU.
+        views: The views that were fitted.
+
+    Raises:
+        InputError: The views do not describe a solid object.
+    """
+    if settings.route == "density":
+        field = density_field(gaussians, views, settings)
+    else:
+        field = fused_field(gaussians, views, settings, progress)
+    full = extract_surface(field, views)
+    return Surface(full, simplified(full, settings.faces))
+
+
+def texture_surface(
+    surface: Surface,
+    gaussians: Gaussians,
+    views: OrbitViews,
+    settings: TextureSettings,
+    progress: Progress = silent,
+) -> TexturedMesh:
+    """UV atlas, base colour and normal map of a surface."""
+    unwrapped = unwrap(surface.mesh, settings.size)
+    normals = surface.mesh.vertex_normals()[unwrapped.source]
+    tangents = vertex_tangents(unwrapped, normals)
+    texels = atlas_texels(unwrapped, normals, settings.size)
+
+    cameras = views.orbit.cameras(views.size)
+    seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
+    guess = splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
+    base_color, unseen = bake_colors(unwrapped, texels, views, guess, settings, progress)
+    normal_map = bake_normals(unwrapped, texels, normals, tangents, surface.full) if settings.normal_map else None
+    return TexturedMesh(unwrapped, normals, tangents, base_color, normal_map, unseen)
