@@ -28,6 +28,7 @@ class DensifyPolicy:
         min_opacity: Fainter splats are removed.
         max_scale: Larger splats are removed.
         busy: Only splats with more than this multiple of the mean gradient grow.
+        reset_every: Iterations between resets of all opacities, a multiple of those between passes; 0: never.
     """
 
     start: float = 0.08
@@ -38,6 +39,7 @@ class DensifyPolicy:
     min_opacity: float = 0.01
     max_scale: float = 0.15
     busy: float = 1.0
+    reset_every: int = 0
 
 
 Parameters = dict[str, torch.nn.Parameter]

@@ -12,6 +12,7 @@ as one that was never stopped.
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ INITIAL_OPACITY = 0.1
 BACKGROUNDS = (0.0, 1.0)
 # A splat that never contributes a third of a pixel is hidden inside; it would show up from new angles.
 UNSEEN_WEIGHT = 0.3
+PREVIEW_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,18 @@ class SplatFit:
             until: At most `settings.iterations`.
             progress: Called a few times a second, with a render now and then.
         """
-        start = self.iteration
-        while self.iteration < min(until, self.settings.iterations):
+        start, end = self.iteration, min(until, self.settings.iterations)
+        while self.iteration < end:
             self._step(self._rows(self.iteration))
             self.iteration += 1
-            if self.iteration % 10 == 0 or self.iteration == until:
-                preview = self._preview() if self.iteration % 100 == 0 else None
-                progress(self.iteration - start, until - start, preview)
+            if self.iteration % 10 == 0 or self.iteration == end:
+                preview = self._preview() if self.iteration % PREVIEW_EVERY == 0 else None
+                progress(self.iteration - start, end - start, preview)
+
+    @property
+    def perceptual_name(self) -> str:
+        """Which features the perceptual loss compares; "none" when its weight is 0."""
+        return self.perceptual.name if self.perceptual is not None else "none"
 
     def gaussians(self) -> Gaussians:
         """The splats as they are, detached."""
@@ -151,7 +158,7 @@ class SplatFit:
             for name, saved in state["optimizers"].items():
                 self.optimizers[name].load_state_dict(saved)
             self.statistics, self.iteration = state["statistics"], int(state["iteration"])
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise InputError(f"{path} is damaged.", "Delete the job's work folder and resume the job.") from error
 
     # ---------------------------------------------------------------- one iteration
@@ -173,6 +180,8 @@ class SplatFit:
         if self._densifies():
             seed = int(np.random.default_rng([self.seed, self.iteration, 2]).integers(2**62))
             self.statistics = densify.refine(self.parameters, self.optimizers, self.statistics, self.policy, seed)
+            if self.policy.reset_every and self.iteration % self.policy.reset_every == 0:
+                densify.reset_opacities(self.parameters, self.optimizers, 2 * self.policy.min_opacity)
 
     def _loss(self, images: Tensor, alpha: Tensor, rows: Tensor, background: int) -> Tensor:
         """The weighted sum of the paper (3.3); `images` (V, S, S, 3) over the background, `alpha` (V, S, S)."""
@@ -256,8 +265,11 @@ class SplatFit:
 
 
 def _features_of(perceptual: Perceptual, images: Tensor) -> Features:
-    """Features of many images, one at a time: the early layers of VGG16 at 512² need a gigabyte for four."""
-    parts = [perceptual.features(image[None]).layers for image in images]
+    """Features of many images, in half precision: those of VGG16 for 16 views of 512² on two backgrounds need 2 GB.
+
+    One image at a time, because the activations of four would need another gigabyte.
+    """
+    parts = [[layer.half() for layer in perceptual.features(image[None]).layers] for image in images]
     return Features([torch.cat(layers) for layers in zip(*parts, strict=True)])
 
 

@@ -102,7 +102,8 @@ class Perceptual(nn.Module):
         channels instead of a normalised copy of every feature map.
         """
         total = images.new_zeros(())
-        for i, (mine, theirs) in enumerate(zip(self._maps(images), target.layers, strict=True)):
+        for i, (mine, cached) in enumerate(zip(self._maps(images), target.layers, strict=True)):
+            theirs = cached.to(mine.dtype)
             weight = self.get_buffer(f"weight{i}").view(1, -1, 1, 1)
             squared = mine.square()
             length = _length(squared)

@@ -1,0 +1,146 @@
+"""The CPU rasteriser against a dense torch reference, and its determinism."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numba
+import numpy as np
+import pytest
+import torch
+from splat_scenes import dense_render, random_gaussians
+from torch import Tensor
+
+from im3d.errors import InputError
+from im3d.orbit import Cameras, Orbit
+from im3d.splats import rasterize_cuda
+from im3d.splats.gaussians import Gaussians
+from im3d.splats.project import MIN_ALPHA, project
+from im3d.splats.rasterize_cpu import TILE, bin_tiles
+from im3d.splats.render import best_rasterizer, blending_weights, render
+
+FIELDS = ("means", "quats", "scales", "opacities", "colors")
+
+
+def cameras(size: int, count: int = 1) -> Cameras:
+    return Orbit.uniform(max(count, 2), 20.0, 40.0, 2.0).cameras(size)[list(range(count))]
+
+
+def gradients(gaussians: Gaussians, rgb: Tensor, alpha: Tensor) -> list[Tensor]:
+    """Of a loss that weights every pixel and channel differently."""
+    generator = torch.Generator().manual_seed(5)
+    loss = (rgb * torch.randn(rgb.shape, generator=generator)).sum()
+    loss = loss + (alpha * torch.randn(alpha.shape, generator=generator)).sum()
+    return list(torch.autograd.grad(loss, [getattr(gaussians, name) for name in FIELDS]))
+
+
+@pytest.mark.parametrize(("count", "size", "spread"), [(300, 70, 0.04), (2000, 64, 0.02), (40, 48, 0.3)])
+def test_images_and_gradients_equal_a_dense_reference(count: int, size: int, spread: float) -> None:
+    gaussians = random_gaussians(count, spread, seed=count)
+    camera = cameras(size)
+    drawn = render(gaussians, camera, "cpu")
+    rgb, alpha = dense_render(gaussians, camera)
+    assert (drawn.rgb[0] - rgb).abs().max() < 2e-6
+    assert (drawn.alpha[0] - alpha).abs().max() < 2e-6
+    mine, reference = gradients(gaussians, drawn.rgb[0], drawn.alpha[0]), gradients(gaussians, rgb, alpha)
+    for name, a, b in zip(FIELDS, mine, reference, strict=True):
+        assert (a - b).norm() / b.norm() < 1e-5, name
+
+
+def test_the_image_is_the_closed_form_of_one_gaussian() -> None:
+    """A ball of standard deviation s at the origin: alpha = o·exp(−d²/2σ²) with σ² = (f·s/r)² + 0.3 pixels²."""
+    size, s, opacity = 65, 0.05, 0.8
+    ball = Gaussians(
+        torch.zeros(1, 3),
+        torch.tensor([[1.0, 0, 0, 0]]),
+        torch.full((1, 3), s),
+        torch.tensor([opacity]),
+        torch.tensor([[1.0, 0.5, 0.0]]),
+    )
+    camera = cameras(size)
+    drawn = render(ball, camera, "cpu")
+    sigma2 = (camera.focal * s / 2.0) ** 2 + 0.3
+    d2 = (np.arange(size) + 0.5 - size / 2) ** 2
+    expected = opacity * np.exp(-(d2[:, None] + d2[None]) / (2 * sigma2))
+    expected[expected < MIN_ALPHA] = 0
+    np.testing.assert_allclose(drawn.alpha[0].numpy(), expected, atol=3e-6)
+    np.testing.assert_allclose(drawn.rgb[0, ..., 1].numpy(), 0.5 * expected, atol=3e-6)
+
+
+def test_one_and_two_threads_give_the_same_bits() -> None:
+    gaussians = random_gaussians(3000, 0.02, seed=1)
+    before = numba.get_num_threads()
+    results = []
+    try:
+        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+            numba.set_num_threads(threads)
+            drawn = render(gaussians, cameras(96), "cpu")
+            results.append([drawn.rgb.detach(), *gradients(gaussians, drawn.rgb, drawn.alpha)])
+    finally:
+        numba.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_tiles_hold_exactly_the_splats_that_reach_them_near_to_far() -> None:
+    gaussians = random_gaussians(500, 0.05, seed=2).detach()
+    size = 72  # the last row and column of tiles are half outside
+    projected = project(gaussians, cameras(size))
+    tiles = bin_tiles(projected, size)
+    low, high = projected.means2d - projected.extents, projected.means2d + projected.extents
+    for t in range(tiles.per_side**2):
+        corner = torch.tensor([t % tiles.per_side, t // tiles.per_side]) * TILE
+        reached = ((high >= corner) & (low < corner + TILE)).all(dim=1) & projected.visible
+        mine = tiles.splats[tiles.offsets[t] : tiles.offsets[t + 1]]
+        assert sorted(mine.tolist()) == torch.nonzero(reached)[:, 0].tolist()
+        assert (np.diff(projected.depths.numpy()[mine]) >= 0).all()
+
+
+def test_an_opaque_front_hides_everything_behind_it() -> None:
+    """Also past the point where a tile stops early."""
+    front = random_gaussians(400, 0.2, seed=3).detach()
+    camera = cameras(48)
+    towards = torch.from_numpy(camera.centres[0]) / 2.0
+    front = Gaussians(
+        front.means * 0.05 + 0.6 * towards, front.quats, front.scales, torch.full((400,), 0.99), front.colors
+    )
+    back = random_gaussians(200, 0.1, seed=4).detach()
+    both = Gaussians(*(torch.cat([getattr(front, f), getattr(back, f)]) for f in FIELDS))
+    middle = slice(20, 28)
+    a, b = (render(g, camera, "cpu").rgb[0, middle, middle] for g in (front, both))
+    assert (a - b).abs().max() < 2e-4
+    assert float(blending_weights(both, camera, "cpu")[0, 400:].sum()) < 0.3 * 200
+
+
+def test_splats_behind_the_camera_or_outside_the_picture_are_not_drawn() -> None:
+    gaussians = random_gaussians(50, 0.02, seed=6).detach()
+    camera = cameras(48)
+    behind = Gaussians(
+        gaussians.means + 3 * torch.from_numpy(camera.centres[0]) / 2, *list(vars(gaussians).values())[1:]
+    )
+    assert not render(behind, camera, "cpu").visible.any()
+    assert float(render(behind, camera, "cpu").alpha.max()) == 0
+
+
+def test_blending_weights_sum_to_the_coverage() -> None:
+    gaussians = random_gaussians(200, 0.05, seed=7).detach()
+    views = cameras(64, 3)
+    weights = blending_weights(gaussians, views, "cpu")
+    coverage = render(gaussians, views, "cpu").alpha.sum(dim=(1, 2))
+    torch.testing.assert_close(weights.sum(dim=1), coverage, rtol=1e-5, atol=1e-3)
+
+
+def test_compositing_over_a_background() -> None:
+    drawn = render(random_gaussians(100, 0.05, seed=8).detach(), cameras(48), "cpu")
+    colour = torch.tensor([0.2, 0.4, 0.9])
+    expected = drawn.rgb + (1 - drawn.alpha)[..., None] * colour
+    torch.testing.assert_close(drawn.over(colour), expected)
+    assert math.isclose(float(drawn.over(1.0)[0, 0, 0, 0]), 1.0, abs_tol=1e-6)
+
+
+def test_a_device_without_a_rasteriser_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert best_rasterizer(torch.device("cpu")) == "cpu"
+    monkeypatch.setattr(rasterize_cuda, "unavailable_reason", lambda: "gsplat is not compiled, and there is no nvcc.")
+    with pytest.raises(InputError, match="no nvcc") as caught:
+        best_rasterizer(torch.device("cuda"))
+    assert "--device cpu" in caught.value.hint
