@@ -109,15 +109,12 @@ def test_an_opaque_front_hides_everything_behind_it() -> None:
     middle = slice(20, 28)
     a, b = (render(g, camera, "cpu").rgb[0, middle, middle] for g in (front, both))
     assert (a - b).abs().max() < 2e-4
-    assert float(blending_weights(both, camera, "cpu")[0, 400:].sum()) < 0.3 * 200
 
 
 def test_splats_behind_the_camera_or_outside_the_picture_are_not_drawn() -> None:
     gaussians = random_gaussians(50, 0.02, seed=6).detach()
     camera = cameras(48)
-    behind = Gaussians(
-        gaussians.means + 3 * torch.from_numpy(camera.centres[0]) / 2, *list(vars(gaussians).values())[1:]
-    )
+    behind = dataclasses.replace(gaussians, means=gaussians.means + 1.5 * torch.from_numpy(camera.centres[0]))
     assert not render(behind, camera, "cpu").visible.any()
     assert float(render(behind, camera, "cpu").alpha.max()) == 0
 

@@ -44,15 +44,18 @@ def load_ply(path: Path) -> Gaussians:
     """Reads what `save_ply` or another 3DGS program wrote; higher harmonics are ignored.
 
     Raises:
-        InputError: Not a binary little-endian 3DGS PLY, or it ends early.
+        InputError: Missing, not a binary little-endian 3DGS PLY, or it ends early.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} does not exist or cannot be read.", "Check the path.") from error
     end = data.find(b"end_header\n")
     if not data.startswith(b"ply\n") or end < 0 or b"format binary_little_endian 1.0" not in data[:end]:
         raise InputError(f"{path} is not a binary little-endian PLY file.", "Export it again as 3DGS PLY.")
     lines = [line.split() for line in data[:end].decode("ascii", "replace").splitlines()]
     names = [line[2] for line in lines if line[:2] == ["property", "float"]]
-    counts = [int(line[2]) for line in lines if line[:2] == ["element", "vertex"]]
+    counts = [int(line[2]) for line in lines if line[:2] == ["element", "vertex"] and line[2].isdecimal()]
     missing = set(FIELDS) - {"nx", "ny", "nz"} - set(names)
     if missing or len(counts) != 1 or len(names) != sum(line[0] == "property" for line in lines if line):
         raise InputError(f"{path} does not hold Gaussians.", "A 3DGS PLY has float properties x … rot_3.")
