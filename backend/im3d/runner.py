@@ -75,11 +75,11 @@ class _StageProgress:
         job_id = runner.job.folder.name
         runner.listener(message("progress", job_id, stage=self.stage, step=step, steps=steps, eta_s=eta))
         if preview is not None and elapsed - self.last_preview >= PREVIEW_SECONDS:
-            from im3d.images import write_image
+            from im3d.images import write_png
 
             self.last_preview = elapsed
             path = runner.job.folder / "preview.png"
-            write_image(path, preview)
+            write_png(path, preview)
             runner.listener(message("preview", job_id, stage=self.stage, path=str(path)))
 
 

@@ -116,6 +116,39 @@ class RefineSettings:
 
 
 @dataclass(frozen=True)
+class ImageSettings:
+    """The picture made from a sentence.
+
+    Attributes:
+        model: The text-to-image model; "auto" is the first that is installed, in this order.
+        orbit_prompt: Whether words that help orbits are added to the prompt (one object, plain background).
+    """
+
+    model: Literal["auto", "flux2_klein", "z_image_turbo", "sdxl"] = "auto"
+    orbit_prompt: bool = True
+
+
+@dataclass(frozen=True)
+class Sv3dSettings:
+    """The orbit drawn by Stable Video 3D (paper 3.1, with a public model in the place of the paper's).
+
+    Attributes:
+        views: K. The model was trained with 21; the paper has 16.
+        size: Side of the views in pixels, a multiple of 64. The model was trained at 576; the paper has 512.
+        steps: Denoising steps of the first orbit. Each is two evaluations of the network, with and without the subject:
+            20 steps are the paper's "around 40 evaluations" (3.4).
+        guidance: Scale of the classifier-free guidance opposite the input view.
+        memory: Size in GB of the GPU that memory is arranged for; "auto" goes by what is free.
+    """
+
+    views: int = 21
+    size: int = 576
+    steps: int = 20
+    guidance: float = 2.5
+    memory: Literal["auto", "24", "12", "8"] = "auto"
+
+
+@dataclass(frozen=True)
 class Settings:
     """All sections."""
 
@@ -123,23 +156,39 @@ class Settings:
     mesh: MeshSettings = field(default_factory=MeshSettings)
     texture: TextureSettings = field(default_factory=TextureSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)
+    image: ImageSettings = field(default_factory=ImageSettings)
+    sv3d: Sv3dSettings = field(default_factory=Sv3dSettings)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Nested dictionaries of plain values."""
         return dataclasses.asdict(self)
 
 
+# What each preset changes. All keep the paper's losses; "paper" spends what the paper spends.
 PRESET_CHANGES: dict[Preset, dict[str, object]] = {
-    "draft": {},
-    "standard": {},
+    "draft": {
+        "fit.iterations": 500,
+        "fit.max_gaussians": 12000,
+        "fit.lpips_every": 4,
+        "refine.rounds": 0,
+        "mesh.grid": 128,
+        "texture.polish": 1,
+    },
+    "standard": {"fit.max_gaussians": 20000, "fit.lpips_every": 2},
     "paper": {},
 }
+# Views that the user brings show one object exactly, and colours compared pixel by pixel then give a sharper result.
+# Views that a network made disagree in detail: there the paper's perceptual loss is better. "paper" keeps to the paper.
+GIVEN_VIEWS_CHANGES: dict[str, object] = {"fit.lpips": 0.0, "fit.rgb": 2.0}
 
 
-def preset_settings(preset: Preset) -> Settings:
-    """The settings of a preset."""
+def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
+    """The settings of a preset, for views that the user brings or for generated ones."""
+    changes = dict(PRESET_CHANGES[preset])
+    if given_views and preset != "paper":
+        changes |= GIVEN_VIEWS_CHANGES
     settings = Settings()
-    for name, value in PRESET_CHANGES[preset].items():
+    for name, value in changes.items():
         settings = changed(settings, name, value)
     return settings
 

@@ -54,7 +54,7 @@ def request_from(args: argparse.Namespace) -> Request:
     Raises:
         InputError: Contradictory, out of range, or naming a file that is not there.
     """
-    settings = preset_settings(args.preset)
+    settings = preset_settings(args.preset, given_views=args.views is not None)
     if args.faces is not None:
         settings = parse_overrides(settings, [f"mesh.faces={args.faces}"])
     if args.texture_size is not None:

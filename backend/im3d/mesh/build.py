@@ -98,7 +98,7 @@ class TexturedMesh:
                 data["normals"],
                 data["tangents"],
                 data["base_color"],
-                data["normal_map"] if "normal_map" in data else None,
+                data.get("normal_map"),
                 float(data["unseen"]),
             )
 

@@ -1,0 +1,309 @@
+"""The steps of a job: each reads the results of earlier steps from the job folder and leaves its own there.
+
+What is expensive to load (the generator, the fit) is kept in memory from step to step and read from the folder again
+only when a job is resumed; both ways the numbers are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from im3d.blender import find_blender, render_preview, save_blend
+from im3d.elevation import estimate_orbit
+from im3d.errors import Im3dError, InputError, ModelError
+from im3d.framing import centring_crop, whole_picture
+from im3d.generators.base import Generator, Subject
+from im3d.generators.files import FilesGenerator
+from im3d.images import OrbitViews, read_image, read_views, write_png, write_views
+from im3d.jobs import Job, stage_seed
+from im3d.masks import isolate, read_mask
+from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
+from im3d.mesh.export import write_glb
+from im3d.mesh.surface import TriangleMesh, mesh_stats
+from im3d.progress import Progress
+from im3d.settings import RefineSettings
+from im3d.splats.fit import SplatFit
+from im3d.splats.gaussians import Gaussians
+from im3d.splats.perceptual import load_perceptual
+from im3d.splats.ply import load_ply, save_ply
+from im3d.splats.render import best_rasterizer, render
+from im3d.splats.score import photometric_score
+from im3d.storage import make_folder, write_json
+from im3d.turntable import write_turntable
+
+# Below this the elevation is reported as a guess.
+LOW_CONFIDENCE = 0.5
+
+
+class Stages:
+    """The steps of one job.
+
+    Args:
+        job: The job.
+        device: "auto", "cuda" or "cpu".
+        blender: Blender executable, where bpy is not installed.
+    """
+
+    def __init__(self, job: Job, device: str, blender: str | None) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("There is no CUDA device.", "Use --device cpu.")
+        self.job = job
+        self.request = job.request
+        self.settings = job.request.settings
+        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.rasterizer = best_rasterizer(self.device)
+        self.blender = Path(blender) if blender else None
+
+    # ---------------------------------------------------------------- what the steps share
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        return self.job.state.notes
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        """What makes the views.
+
+        Raises:
+            InputError: The generator does not suit the source.
+            ModelError: Its weights are not installed.
+        """
+        request = self.request
+        if request.views is not None:
+            if request.generator not in ("auto", "files"):
+                raise InputError(f"{request.generator} makes views; yours are given.", "Leave --generator out.")
+            return FilesGenerator(Path(request.views), request.elevation_deg)
+        if request.generator == "files":
+            raise InputError("The generator 'files' needs --views.", "Give --views, or another generator.")
+        raise ModelError(
+            "No generator that turns a picture into views is installed.",
+            "Bring the views of an orbit with --views; see im3d models list.",
+        )
+
+    @property
+    def refine_settings(self) -> RefineSettings:
+        """The request's, without rounds where the generator cannot refine."""
+        settings = self.settings.refine
+        return settings if self.notes["can_refine"] else dataclasses.replace(settings, rounds=0)
+
+    @property
+    def views(self) -> OrbitViews:
+        """The views the fit is to explain now: the generator's, or the last refined ones."""
+        rounds = [f"refine_{n}" for n in range(self.settings.refine.rounds, 0, -1)]
+        folder = next((self.job.work / r for r in rounds if (self.job.work / r / "orbit.json").exists()), None)
+        return read_views(folder or self.job.folder / "views")
+
+    @functools.cached_property
+    def splat_fit(self) -> SplatFit:
+        perceptual = load_perceptual(self.device) if self.settings.fit.lpips > 0 else None
+        seed = stage_seed(self.request.seed, "fit")
+        fit = SplatFit(self.views, self.settings.fit, seed, self.device, self.rasterizer, perceptual)
+        if (self.job.work / "fit.pt").exists():
+            fit.load(self.job.work / "fit.pt")
+        return fit
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """The finished splats, on the CPU."""
+        return load_ply(self.job.folder / "splats.ply")
+
+    def warn(self, *sentences: str) -> None:
+        """Adds sentences for the result, each once."""
+        known = self.notes.setdefault("warnings", [])
+        known.extend(s for s in sentences if s not in known)
+
+    # ---------------------------------------------------------------- the steps, in order
+
+    def load(self, progress: Progress) -> None:
+        """Reads and checks the input, so that a mistake costs a second and not a minute."""
+        make_folder(self.job.work)
+        if self.request.image is not None:
+            write_png(self.job.folder / "input.png", read_image(Path(self.request.image)))
+        self.notes.update(generator=self.generator.name, can_refine=self.generator.can_refine, network_calls=0)
+        progress(1, 1)
+
+    def make_subject(self, progress: Progress) -> None:
+        """Cuts the object out of the picture and frames it as the generator expects."""
+        if self.request.views is None:
+            picture = read_image(self.job.folder / "input.png")
+            mask = read_mask(Path(self.request.mask), picture.shape) if self.request.mask else None
+            cut = isolate(picture, mask)
+            size = self.generator.size
+            recenter = self.request.recenter
+            crop = centring_crop(cut.rgba[..., 3], size) if recenter else whole_picture(cut.rgba.shape, size)
+            write_png(self.job.folder / "subject.png", crop.apply(cut.rgba))
+            self.notes.update(mask=cut.method, crop=dataclasses.asdict(crop))
+            self.warn(*cut.warnings)
+        progress(1, 1)
+
+    def make_views(self, progress: Progress) -> None:
+        """The generator's views, with whatever their orbit left open estimated from them."""
+        views = self.generator.generate(self._subject(), stage_seed(self.request.seed, "orbit"), progress)
+        radius_known = direction_known = True
+        if isinstance(self.generator, FilesGenerator):
+            brought = self.generator.brought
+            radius_known, direction_known = brought.radius_known, brought.direction_known
+            self.notes["mask"] = brought.mask_method
+            self.warn(*brought.warnings)
+        estimate = estimate_orbit(views, radius_known, direction_known, _fit_score)
+        self.notes.update(
+            network_calls=self.generator.network_calls,
+            elevation_method=estimate.method,
+            elevation_confidence=round(estimate.elevation_confidence, 3),
+            direction=estimate.direction,
+            direction_confidence=round(estimate.direction_confidence, 3),
+        )
+        if estimate.elevation_confidence < LOW_CONFIDENCE:
+            self.warn(
+                f"The elevation of the views, {estimate.orbit.elevation_deg:g}°, is a guess: the object looks much the "
+                "same from others. If the result leans or bulges, give --elevation."
+            )
+        write_views(self.job.folder / "views", OrbitViews(views.rgba, estimate.orbit))
+
+    def fit(self, until: int, progress: Progress) -> None:
+        """Fits the splats up to an iteration (paper 3.3)."""
+        self.splat_fit.run(until, progress)
+        self.splat_fit.save(self.job.work / "fit.pt")
+
+    def refine(self, number: int, progress: Progress) -> None:
+        """One round of the paper's loop (3.4): the splats' renders are noised and denoised, and become the views."""
+        orbit = self.views.orbit
+        with torch.no_grad():
+            rendered = render(self.splat_fit.gaussians(), orbit.cameras(self.generator.size), self.rasterizer)
+        alpha = rendered.alpha[..., None].clamp(1e-4, 1)
+        rgba = torch.cat([(rendered.rgb / alpha).clamp(0, 1), rendered.alpha[..., None]], dim=-1).cpu().numpy()
+        settings, seed = self.settings.refine, stage_seed(self.request.seed, f"refine {number}")
+        calls = self.generator.network_calls
+        views = self.generator.refine(
+            self._subject(), OrbitViews(rgba, orbit), settings.noise, settings.steps, seed, progress
+        )
+        write_views(self.job.work / f"refine_{number}", OrbitViews(views.rgba, orbit))
+        self.notes["network_calls"] += self.generator.network_calls - calls
+        self.splat_fit.retarget(self.views)
+
+    def finish_splats(self, progress: Progress) -> None:
+        """Saves the splats that some view sees."""
+        save_ply(self.job.folder / "splats.ply", self.splat_fit.finished())
+        self.notes["perceptual"] = self.splat_fit.perceptual_name
+        progress(1, 1)
+
+    def make_mesh(self, progress: Progress) -> None:
+        """The surface (paper A.5, and better)."""
+        build_surface(self.gaussians, self.views, self.settings.mesh, progress).save(self.job.work / "surface.npz")
+
+    def make_texture(self, progress: Progress) -> None:
+        """Atlas, colours and normal map."""
+        surface = Surface.load(self.job.work / "surface.npz")
+        textured = texture_surface(surface, self.gaussians, self.views, self.settings.texture, progress)
+        textured.save(self.job.work / "textured.npz")
+
+    def export(self, progress: Progress) -> None:
+        """The GLB, its pictures, and the .blend if one was asked for."""
+        folder, request = self.job.folder, self.request
+        textured = TexturedMesh.load(self.job.work / "textured.npz")
+        matrix = write_glb(folder / "mesh.glb", textured, request.name, request.height_m)
+        self.notes["orbit_from_glb"] = matrix.tolist()
+        self.notes["unseen"] = round(textured.unseen, 4)
+        stats = dataclasses.asdict(mesh_stats(TriangleMesh(textured.mesh.vertices, textured.mesh.faces)))
+        self.notes["mesh_stats"] = {**stats, "texture_size": self.settings.texture.size}
+        progress(1, 4)
+        write_turntable(folder / "turntable.webp", self.gaussians, self.views.orbit)
+        progress(2, 4)
+        self._write_preview()
+        progress(3, 4)
+        if request.blend is not None:
+            save_blend(find_blender(self.blender), folder / "mesh.glb", request.name, Path(request.blend))
+        progress(4, 4)
+
+    def finish(self) -> dict[str, Any]:
+        """Writes result.json and returns it with absolute paths."""
+        job, notes = self.job, self.notes
+        timings = {s: job.state.timings_s.get(s, 0.0) for s in
+                   ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")}  # fmt: skip
+        result = {
+            "status": "done",
+            "name": self.request.name,
+            "prompt": self.request.prompt,
+            "mesh": "mesh.glb",
+            "splats": "splats.ply",
+            "preview": "preview.png",
+            "turntable": "turntable.webp",
+            "generator": notes["generator"],
+            "preset": self.request.preset,
+            "seed": self.request.seed,
+            "height_m": self.request.height_m,
+            "device": _device_name(self.device),
+            "rasterizer": self.rasterizer,
+            "perceptual": notes["perceptual"],
+            "network_calls": notes["network_calls"],
+            "iterations": self.settings.fit.iterations,
+            "elevation_deg": self.views.orbit.elevation_deg,
+            **{k: notes[k] for k in ("elevation_method", "elevation_confidence", "direction", "direction_confidence")},
+            "mask": notes.get("mask"),
+            "orbit_from_glb": notes["orbit_from_glb"],
+            "timings_s": {**timings, "total": round(sum(timings.values()), 3)},
+            "mesh_stats": notes["mesh_stats"],
+            "unseen": notes["unseen"],
+            "peak_memory_mb": _peak_memory_mb(),
+            "warnings": notes.get("warnings", []),
+            "settings": self.settings.to_json(),
+        }
+        write_json(job.folder / "result.json", result)
+        job.state.status = "done"
+        job.save()
+        job.clear_work()
+        paths = {k: str(job.folder / str(result[k])) for k in ("mesh", "splats", "preview", "turntable")}
+        return {**result, **paths, "job": str(job.folder), "blend": self.request.blend}
+
+    # ---------------------------------------------------------------- helpers
+
+    def _subject(self) -> Subject:
+        """The framed picture; for views that the user brings, their first."""
+        path = self.job.folder / "subject.png"
+        if self.request.views is not None:
+            assert isinstance(self.generator, FilesGenerator)
+            return Subject(self.generator.brought.views.rgba[0], self.request.prompt)
+        return Subject(read_image(path), self.request.prompt)
+
+    def _write_preview(self) -> None:
+        """By Cycles where there is a Blender, otherwise from the splats; never a reason to fail the job."""
+        path = self.job.folder / "preview.png"
+        try:
+            render_preview(find_blender(self.blender), self.job.folder / "mesh.glb", path)
+            return
+        except Im3dError as error:
+            self.job.log(f"preview from the splats: {error}")
+        with torch.no_grad():
+            gaussians = self.gaussians
+            camera = self.views.orbit.cameras(512)[0]
+            picture = render(gaussians, camera, "cpu").over(1.0)[0].clamp(0, 1).numpy()
+        write_png(path, np.dstack([picture, np.ones(picture.shape[:2], np.float32)]))
+
+
+def _fit_score(views: OrbitViews) -> float:
+    """How well a short fit explains views whose orbit is a hypothesis; higher is better."""
+    assert views.orbit.elevation_deg is not None
+    return -photometric_score(views, views.orbit.elevation_deg)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _peak_memory_mb() -> int:
+    """The largest resident size of this process, in MB."""
+    import psutil
+
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset / 2**20)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
