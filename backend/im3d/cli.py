@@ -24,6 +24,9 @@ from im3d.errors import CancelledError, Im3dError, OutOfMemoryError
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("im3d.commands.generate", "make an object from a picture, a sentence or the views of an orbit"),
     "resume": ("im3d.commands.resume", "continue an interrupted job"),
+    "models": ("im3d.commands.models", "list, download and check the models, and show their licences"),
+    "evaluate": ("im3d.evaluate.command", "measure the result against ground truth"),
+    "train": ("im3d.commands.train", "train a generator"),
     "doctor": ("im3d.commands.doctor", "say what this machine can do and what is missing"),
 }
 
