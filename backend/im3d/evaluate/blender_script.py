@@ -20,6 +20,7 @@ import math
 import os
 import sys
 import tempfile
+from typing import Any
 
 import bpy
 import numpy as np
@@ -38,7 +39,7 @@ IMPORTERS = {
 }
 
 
-def main(path):
+def main(path: str) -> None:
     with open(path, encoding="utf-8") as file:
         tasks = json.load(file)["tasks"]
     for task in tasks:
@@ -56,11 +57,11 @@ def main(path):
             render(task)
 
 
-def mesh_objects():
+def mesh_objects() -> list[Any]:
     return [o for o in bpy.context.scene.objects if o.type == "MESH"]
 
 
-def load_parts(path, textures):
+def load_parts(path: str, textures: str) -> None:
     """Makes one mesh object a part of the npz."""
     with np.load(path) as arrays:
         for j, entry in enumerate(json.loads(bytes(arrays["parts_json"]))):
@@ -78,14 +79,14 @@ def load_parts(path, textures):
             bpy.context.scene.collection.objects.link(bpy.data.objects.new(f"part{j}", mesh))
 
 
-def loop_uv(mesh, uv):
+def loop_uv(mesh: Any, uv: Any) -> Any:
     """(L, 2) float32: the uv of each face corner, in Blender's order of corners."""
     corners = np.empty(len(mesh.loops), dtype=np.int32)
     mesh.loops.foreach_get("vertex_index", corners)
     return np.ascontiguousarray(uv[corners], dtype=np.float32)
 
 
-def part_material(name, image, entry):
+def part_material(name: str, image: Any, entry: dict[str, Any]) -> Any:
     """A Principled material, as an importer would leave it; `shade` turns it into emission."""
     material = bpy.data.materials.new(name)
     material.use_nodes = True
@@ -108,12 +109,12 @@ def part_material(name, image, entry):
     return material
 
 
-def linear(value):
+def linear(value: float) -> float:
     """sRGB to linear light."""
     return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
 
 
-def import_file(path):
+def import_file(path: str) -> None:
     suffix = os.path.splitext(path)[1].lower()
     IMPORTERS[suffix](path)
     for unwanted in [o for o in bpy.context.scene.objects if o.type in {"CAMERA", "LIGHT"}]:
@@ -122,7 +123,7 @@ def import_file(path):
         raise SystemExit(f"{path} holds no mesh")
 
 
-def place(matrix):
+def place(matrix: list[list[float]] | None) -> None:
     """Moves everything by `matrix`, or into the unit box."""
     bpy.context.view_layer.update()
     if matrix is None:
@@ -136,14 +137,14 @@ def place(matrix):
     bpy.context.view_layer.update()
 
 
-def world_vertices(obj):
+def world_vertices(obj: Any) -> Any:
     vertices = np.empty(3 * len(obj.data.vertices), dtype=np.float32)
     obj.data.vertices.foreach_get("co", vertices)
     matrix = np.array(obj.matrix_world)
     return vertices.reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def write_surface(path):
+def write_surface(path: str) -> None:
     vertices, faces, count = [], [], 0
     for obj in mesh_objects():
         mesh = obj.data
@@ -156,7 +157,7 @@ def write_surface(path):
     np.savez(path, vertices=np.concatenate(vertices).astype(np.float32), faces=np.concatenate(faces).astype(np.int32))
 
 
-def shade(mesh, shading):
+def shade(mesh: Any, shading: str) -> None:
     """Replaces each material by one that emits its base colour, or the normal."""
     if not mesh.materials:
         mesh.materials.append(part_material("plain", None, {"color": (0.8, 0.8, 0.8)}))
@@ -187,7 +188,7 @@ def shade(mesh, shading):
         links.new(surface, output.inputs["Surface"])
 
 
-def follow(links, source, target):
+def follow(links: Any, source: Any, target: Any) -> None:
     """Gives `target` what `source` has: its link or its value."""
     if source.links:
         links.new(source.links[0].from_socket, target)
@@ -195,7 +196,7 @@ def follow(links, source, target):
         target.default_value = source.default_value
 
 
-def normal_colour(nodes, links):
+def normal_colour(nodes: Any, links: Any) -> Any:
     """Socket with n/2 + 1/2, linear light such that the picture holds about that value."""
     scale = nodes.new("ShaderNodeVectorMath")
     scale.operation = "MULTIPLY_ADD"
@@ -207,7 +208,7 @@ def normal_colour(nodes, links):
     return gamma.outputs[0]
 
 
-def configure(task):
+def configure(task: dict[str, Any]) -> None:
     """Cycles without light, a transparent film and a display transform that is the plain sRGB curve."""
     scene = bpy.context.scene
     scene.render.engine = "CYCLES"
@@ -242,7 +243,7 @@ def configure(task):
     scene.camera = camera
 
 
-def render(task):
+def render(task: dict[str, Any]) -> None:
     scene = bpy.context.scene
     for k, matrix in enumerate(task["cameras"]):
         scene.camera.matrix_world = Matrix(matrix) @ OPENCV_TO_BLENDER

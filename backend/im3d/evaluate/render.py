@@ -168,7 +168,7 @@ def _publish(rendered: Path, folder: Path) -> None:
 def _run_blender(tasks: list[dict[str, Any]], work: Path, blender: Path | None) -> None:
     jobs = work / "jobs.json"
     jobs.write_text(json.dumps({"tasks": tasks}), encoding="utf-8")
-    command = _blender_command(blender) + [str(jobs)]
+    command = [*_blender_command(blender), str(jobs)]
     limit = START_TIMEOUT_S + VIEW_TIMEOUT_S * sum(len(t["cameras"]) for t in tasks)
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit, check=False)

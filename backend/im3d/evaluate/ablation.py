@@ -1,0 +1,65 @@
+"""The paper's ablations (Table 2, Table 3, Figure 4) and the mesh routes, as lists of variants of one plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from im3d.errors import InputError
+from im3d.evaluate.run import GIVEN_VIEWS, Plan
+
+Ablation = Literal["losses", "frames", "representation", "iterations"]
+ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of an ablation table.
+
+    Attributes:
+        name: Short, for folders.
+        title: For tables.
+        plan: What is run.
+    """
+
+    name: str
+    title: str
+    plan: Plan
+
+
+def variants(ablation: Ablation | None, plan: Plan) -> list[Variant]:
+    """The plans to run; without an ablation, the plan itself.
+
+    Raises:
+        InputError: The ablation makes no sense for the plan's source.
+    """
+    if ablation is None:
+        return [Variant("run", plan.source, plan)]
+    if ablation == "losses":
+        return [
+            Variant("full", "all losses", plan),
+            _set(plan, "no-lpips", "without LPIPS", "fit.lpips=0"),
+            # The colour loss takes over LPIPS's weight, as in the paper's "replace LPIPS by RGB".
+            _set(plan, "rgb", "RGB instead of LPIPS", "fit.lpips=0", "fit.rgb=10"),
+            _set(plan, "no-ms-ssim", "without MS-SSIM", "fit.ms_ssim=0"),
+            _set(plan, "no-mask", "without mask loss", "fit.mask=0"),
+        ]
+    if ablation == "frames":
+        if plan.source not in GIVEN_VIEWS:
+            raise InputError(
+                f"{plan.source} always makes the same number of views.", f"Use --source {' or '.join(GIVEN_VIEWS)}."
+            )
+        return [Variant(f"{k}-frames", f"{k} views", dataclasses.replace(plan, views=k)) for k in (16, 8, 4)]
+    if ablation == "representation":
+        return [
+            _set(plan, "fusion", "mesh by depth fusion", "mesh.route=fusion"),
+            _set(plan, "density", "mesh by marching cubes on the density", "mesh.route=density"),
+        ]
+    if plan.source in GIVEN_VIEWS:
+        raise InputError("Given views cannot be refined.", "Use --source with a generator.")
+    return [_set(plan, f"{n}-rounds", f"{n} refinement rounds", f"refine.rounds={n}") for n in (0, 1, 2)]
+
+
+def _set(plan: Plan, name: str, title: str, *assignments: str) -> Variant:
+    return Variant(name, title, dataclasses.replace(plan, settings=(*plan.settings, *assignments)))
