@@ -3,7 +3,7 @@
     python render_preview.py TASK.json        blender -b --factory-startup -P render_preview.py -- TASK.json
 
 TASK.json: mesh (GLB), png (file to write), importing (path of the add-on's importing.py), size (pixels).
-The picture is a three-quarter view on a light backdrop, with the shadow that the object casts on the ground.
+The picture is a three-quarter view on a light backdrop, on ground that takes its shadow.
 """
 
 import json
@@ -16,7 +16,7 @@ import bpy
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import studio
 
-SAMPLES = 48
+SAMPLES = 16
 
 
 def main(path):
@@ -25,24 +25,13 @@ def main(path):
     scene = studio.empty_scene()
     obj = studio.load_importing(task["importing"]).import_mesh(bpy.context, Path(task["mesh"]), "preview")
     studio.set_up(obj, task["size"])
-    add_ground(obj)
+    studio.add_ground(obj)
     studio.use_cycles(scene, SAMPLES)
     scene.render.image_settings.file_format = "PNG"
     scene.render.image_settings.color_mode = "RGB"
     scene.render.image_settings.color_depth = "8"
     scene.render.filepath = task["png"]
     bpy.ops.render.render(write_still=True)
-
-
-def add_ground(obj):
-    """A plane that shows nothing but the shadow on it."""
-    reach = 20 * max(obj.dimensions)
-    mesh = bpy.data.meshes.new("ground")
-    corners = [(-reach, -reach, 0), (reach, -reach, 0), (reach, reach, 0), (-reach, reach, 0)]
-    mesh.from_pydata(corners, [], [(0, 1, 2, 3)])
-    ground = bpy.data.objects.new("ground", mesh)
-    ground.is_shadow_catcher = True
-    bpy.context.scene.collection.objects.link(ground)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ FOV = math.radians(24)
 # Share of the picture that the object's bounding box fills.
 FILL = 0.84
 BACKDROP = (0.83, 0.83, 0.83, 1.0)
-AMBIENT = 0.62
-KEY_IRRADIANCE = 1.5
+# Radiance of a white surface by the light from everywhere, and by the key light that it faces.
+AMBIENT, KEY = 0.62, 0.48
+KEY_DIRECTION = Vector((-0.55, -0.75, 1.0))
+# Half the side of the preview's ground, in lengths of the object.
+GROUND = 3.0
 
 
 def load_importing(path):
@@ -110,21 +113,67 @@ def _add_key_light(scene, centre, radius):
     light = bpy.data.objects.new("Key light", bpy.data.lights.new("Key light", "AREA"))
     light.data.shape = "DISK"
     light.data.size = 3 * radius
-    offset = Vector((-0.55, -0.75, 1.0)).normalized() * (4 * radius)
+    offset = KEY_DIRECTION.normalized() * (4 * radius)
     light.location = centre + offset
     light.rotation_euler = offset.to_track_quat("Z", "Y").to_euler()
-    # A small disk gives E = P / (π · distance²) straight ahead; pi turns irradiance into a white surface's radiance 1.
-    light.data.energy = KEY_IRRADIANCE * math.pi * offset.length_squared
+    # A diffuse disk of power P gives the irradiance P / (π · distance²) straight ahead, and E makes a white surface E / π.
+    light.data.energy = KEY * math.pi**2 * offset.length_squared
     scene.collection.objects.link(light)
 
 
+def add_ground(obj):
+    """Ground under the object that takes its shadow and fades into the backdrop.
+
+    Cycles' shadow catcher would do the same at five times the time: it renders the scene twice.
+    """
+    reach = max(obj.dimensions)
+    corners = [(-1, -1, 0), (1, -1, 0), (1, 1, 0), (-1, 1, 0)]
+    mesh = bpy.data.meshes.new("Ground")
+    mesh.from_pydata([(GROUND * reach * x, GROUND * reach * y, 0) for x, y, _ in corners], [], [(0, 1, 2, 3)])
+    mesh.materials.append(_ground_material(GROUND * reach))
+    ground = bpy.data.objects.new("Ground", mesh)
+    bpy.context.scene.collection.objects.link(ground)
+
+
+def _ground_material(reach):
+    """Diffuse in the middle, emitting the backdrop's colour from `reach` on."""
+    material = bpy.data.materials.new("Ground")
+    if bpy.app.version < (5, 0, 0):
+        material.use_nodes = True
+    tree = material.node_tree
+    tree.nodes.clear()
+    coordinates = tree.nodes.new("ShaderNodeTexCoord")
+    distance = tree.nodes.new("ShaderNodeVectorMath")
+    distance.operation = "LENGTH"
+    fade = tree.nodes.new("ShaderNodeMapRange")
+    fade.interpolation_type = "SMOOTHSTEP"
+    fade.inputs["From Min"].default_value, fade.inputs["From Max"].default_value = 0.1 * reach, 0.9 * reach
+    diffuse, backdrop = tree.nodes.new("ShaderNodeBsdfDiffuse"), tree.nodes.new("ShaderNodeEmission")
+    # Lit by both lights, the unshadowed ground under the object has the backdrop's brightness.
+    albedo = BACKDROP[0] / (AMBIENT + KEY * KEY_DIRECTION.normalized().z)
+    diffuse.inputs["Color"].default_value = (albedo, albedo, albedo, 1)
+    backdrop.inputs["Color"].default_value = BACKDROP
+    mix, output = tree.nodes.new("ShaderNodeMixShader"), tree.nodes.new("ShaderNodeOutputMaterial")
+    tree.links.new(coordinates.outputs["Object"], distance.inputs[0])
+    tree.links.new(distance.outputs["Value"], fade.inputs["Value"])
+    tree.links.new(fade.outputs["Result"], mix.inputs[0])
+    tree.links.new(diffuse.outputs[0], mix.inputs[1])
+    tree.links.new(backdrop.outputs[0], mix.inputs[2])
+    tree.links.new(mix.outputs[0], output.inputs["Surface"])
+    return material
+
+
 def use_cycles(scene, samples):
-    """CPU Cycles with a denoiser; the threads that the caller allows through OMP_NUM_THREADS."""
+    """CPU Cycles with the quick denoiser; the threads that the caller allows through OMP_NUM_THREADS."""
     scene.render.engine = "CYCLES"
-    scene.cycles.device = "CPU"
-    scene.cycles.samples = samples
-    scene.cycles.use_adaptive_sampling = True
-    scene.cycles.use_denoising = True
-    scene.cycles.max_bounces = 3
+    cycles = scene.cycles
+    cycles.device = "CPU"
+    cycles.samples = samples
+    cycles.use_adaptive_sampling = True
+    cycles.max_bounces = 3
+    cycles.use_denoising = True
+    cycles.denoising_prefilter = "NONE"
+    if hasattr(cycles, "denoising_quality"):
+        cycles.denoising_quality = "FAST"
     if threads := os.environ.get("OMP_NUM_THREADS"):
         scene.render.threads_mode, scene.render.threads = "FIXED", int(threads)
