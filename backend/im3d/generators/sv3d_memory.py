@@ -1,0 +1,110 @@
+"""How SV3D's networks share the memory of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from im3d.errors import OutOfMemoryError
+
+GIGABYTE = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryMode:
+    """One way of spending memory; every mode computes the same views.
+
+    Attributes:
+        name: Size of the GPU it is meant for in GB, as in `--set sv3d.memory=12`, or "cpu".
+        needs_gb: Least free memory with which it is chosen.
+        batched_guidance: The conditional and the unconditional pass run as one batch.
+        chunk: Pictures that the autoencoder encodes or decodes at once.
+        chunked_feed_forward: The transformers' feed-forward layers run view by view.
+        offload: Each network is on the GPU only while it works.
+    """
+
+    name: str
+    needs_gb: float
+    batched_guidance: bool
+    chunk: int
+    chunked_feed_forward: bool
+    offload: bool
+
+
+# From the largest to the smallest.
+MODES = (
+    MemoryMode("24", 19.0, batched_guidance=True, chunk=4, chunked_feed_forward=False, offload=False),
+    MemoryMode("12", 9.5, batched_guidance=False, chunk=2, chunked_feed_forward=False, offload=True),
+    MemoryMode("8", 6.5, batched_guidance=False, chunk=1, chunked_feed_forward=True, offload=True),
+)
+CPU_MODE = MemoryMode("cpu", 0.0, batched_guidance=False, chunk=1, chunked_feed_forward=True, offload=False)
+
+
+def choose_mode(wanted: str, device: torch.device) -> MemoryMode:
+    """The mode of that name, or for "auto" the largest that the free memory allows.
+
+    Raises:
+        OutOfMemoryError: "auto" found too little for the smallest mode.
+    """
+    if device.type != "cuda":
+        return CPU_MODE
+    if wanted != "auto":
+        return next(mode for mode in MODES if mode.name == wanted)
+    free = torch.cuda.mem_get_info(device)[0] / GIGABYTE
+    return fitting_mode(free)
+
+
+def fitting_mode(free_gb: float) -> MemoryMode:
+    """The largest mode for so much free memory.
+
+    Raises:
+        OutOfMemoryError: There is none.
+    """
+    for mode in MODES:
+        if free_gb >= mode.needs_gb:
+            return mode
+    raise OutOfMemoryError(
+        f"SV3D needs {MODES[-1].needs_gb:g} GB of free GPU memory; {free_gb:.1f} GB are free.",
+        f"Close other programs that use the GPU (Blender's viewport too), or try --set sv3d.memory={MODES[-1].name}.",
+    )
+
+
+@contextmanager
+def out_of_memory_explained(name: str, mode: MemoryMode) -> Iterator[None]:
+    """Turns an exhausted device into a sentence that names the next smaller mode.
+
+    Raises:
+        OutOfMemoryError: The device's memory, or the machine's, was not enough.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = [m for m in MODES if m.needs_gb < mode.needs_gb]
+        raise OutOfMemoryError(
+            f"{name} does not fit into the GPU's memory in the {mode.name} GB mode.",
+            f"Use the next smaller one: --set sv3d.memory={smaller[0].name}."
+            if smaller
+            else "Close other programs that use the GPU, or choose --generator mini.",
+        ) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"{name} does not fit into the memory of this machine.", "Close other programs, or choose --generator mini."
+        ) from error
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device, mode: MemoryMode) -> Iterator[None]:
+    """The module on the device while the block runs; back on the CPU afterwards where the mode says so."""
+    module.to(device)
+    try:
+        yield
+    finally:
+        if mode.offload:
+            module.to("cpu")
+            torch.cuda.empty_cache()
