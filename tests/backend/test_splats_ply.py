@@ -10,7 +10,7 @@ import torch
 from splat_scenes import random_gaussians
 
 from im3d.errors import InputError
-from im3d.splats.ply import load_ply, save_ply
+from im3d.splats.ply import FIELDS, load_ply, save_ply
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -42,23 +42,8 @@ def test_the_layout_is_the_one_viewers_read(tmp_path: Path) -> None:
 
 
 def test_files_with_higher_harmonics_are_read(tmp_path: Path) -> None:
-    names = [
-        "x",
-        "y",
-        "z",
-        "f_dc_0",
-        "f_dc_1",
-        "f_dc_2",
-        "f_rest_0",
-        "opacity",
-        "scale_0",
-        "scale_1",
-        "scale_2",
-        "rot_0",
-        "rot_1",
-        "rot_2",
-        "rot_3",
-    ]
+    names = [n for n in FIELDS if n[0] != "n"]  # without normals, and with one coefficient of degree 1
+    names.insert(names.index("opacity"), "f_rest_0")
     header = ["ply", "format binary_little_endian 1.0", "element vertex 2"]
     header += [f"property float {n}" for n in names] + ["end_header", ""]
     table = np.arange(30, dtype="<f4").reshape(2, 15) / 30
