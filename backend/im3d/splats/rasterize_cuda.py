@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 import shutil
 
 import torch
 from torch import Tensor
 
+from im3d.errors import Im3dError
 from im3d.orbit import Cameras
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.project import EPS_2D, NEAR
@@ -23,14 +25,14 @@ from im3d.splats.project import EPS_2D, NEAR
 def unavailable_reason() -> str:
     """Why gsplat cannot run here, in one sentence; "" when it can.
 
-    gsplat compiles its kernels at first use (minutes). That is allowed where a CUDA compiler is installed; a machine
-    without one gets a reason instead of the late and obscure failures of the package.
+    gsplat compiles its kernels at first use (minutes, and said so). That needs a CUDA compiler; a machine without one
+    gets a reason here instead of the late and obscure failures of the package.
     """
     if not torch.cuda.is_available():
         return "No CUDA device is visible to torch."
     if importlib.util.find_spec("gsplat") is None:
         return "The package gsplat is not installed."
-    if importlib.util.find_spec("gsplat.csrc") is not None or _compiled_before():
+    if _compiled():
         return ""
     if shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME"):
         return "gsplat is not compiled, and there is no CUDA compiler (nvcc) to do it."
@@ -39,11 +41,35 @@ def unavailable_reason() -> str:
     return ""
 
 
-def _compiled_before() -> bool:
+def _compiled() -> bool:
+    if importlib.util.find_spec("gsplat.csrc") is not None:
+        return True
     from torch.utils.cpp_extension import _get_build_directory
 
     folder = _get_build_directory("gsplat_cuda", verbose=False)
-    return any(name.startswith("gsplat_cuda.") for name in os.listdir(folder)) if os.path.isdir(folder) else False
+    return os.path.isdir(folder) and any(name in ("gsplat_cuda.so", "gsplat_cuda.lib") for name in os.listdir(folder))
+
+
+@functools.cache
+def load_kernels() -> None:
+    """Loads gsplat's kernels, compiling them if that has not been done.
+
+    Raises:
+        Im3dError: They cannot be compiled.
+    """
+    if not _compiled():
+        logging.getLogger(__name__).warning("Compiling gsplat's CUDA kernels: once, for about two minutes.")
+        # gsplat's own default of ten compilers at a time can take all the memory of a workstation.
+        os.environ.setdefault("MAX_JOBS", str(min(10, max(1, (os.cpu_count() or 2) // 2))))
+    try:
+        from gsplat.cuda._backend import _C
+    except (RuntimeError, ImportError) as error:
+        raise Im3dError(
+            f"gsplat's CUDA kernels could not be compiled: {str(error).splitlines()[0]}",
+            "Use --device cpu, or install the CUDA toolkit and C++ compiler that match torch.",
+        ) from error
+    if _C is None:
+        raise Im3dError("gsplat found no CUDA toolkit.", "Use --device cpu, or install the CUDA toolkit.")
 
 
 def rasterize(gaussians: Gaussians, cameras: Cameras, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,7 +83,11 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, colors: Tensor) -> tuple[T
     Returns:
         Premultiplied colour (C, S, S, 3), transmittance (C, S, S), screen positions (C, N, 2) that keep their gradient,
         and whether each splat is visible, (C, N).
+
+    Raises:
+        Im3dError: The kernels cannot be compiled.
     """
+    load_kernels()
     from gsplat import rasterization
 
     device = gaussians.device
