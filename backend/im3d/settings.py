@@ -66,6 +66,7 @@ class MeshSettings:
         slack: Pixels by which silhouettes are widened before they cut the field.
         virtual_slack: The same for silhouettes that the splats cast into low virtual cameras.
         virtual_views: Virtual cameras whose depth maps are fused too.
+        outline_rounds: How often the vertices are moved to meet the masks' outlines.
         density_grid: Samples along each side for the density route.
     """
 
@@ -78,6 +79,7 @@ class MeshSettings:
     slack: float = 0.25
     virtual_slack: float = 0.75
     virtual_views: int = 32
+    outline_rounds: int = 3
     density_grid: int = 128
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from im3d.images import OrbitViews
 from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors
 from im3d.mesh.field import density_field, fused_field
+from im3d.mesh.outline import fit_outlines
 from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
 from im3d.mesh.tangents import vertex_tangents
 from im3d.mesh.unwrap import UnwrappedMesh, unwrap
@@ -120,7 +121,10 @@ def build_surface(
     else:
         field = fused_field(gaussians, views, settings, progress)
     full = extract_surface(field, views)
-    return Surface(full, simplified(full, settings.faces))
+    mesh = simplified(full, settings.faces)
+    if settings.route == "fusion" and settings.outline_rounds:
+        mesh = fit_outlines(mesh, views, settings.outline_rounds)
+    return Surface(full, mesh)
 
 
 def texture_surface(

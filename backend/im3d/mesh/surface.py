@@ -105,7 +105,22 @@ def simplified(mesh: TriangleMesh, faces: int) -> TriangleMesh:
         solid = solid.simplify(tolerance)
     if solid.num_tri() > faces or solid.num_tri() == 0:
         raise InputError(f"The shape cannot be told in {faces} faces.", "Allow more with --faces.")
-    return from_manifold(solid)
+    return _separated(from_manifold(solid))
+
+
+def _separated(mesh: TriangleMesh) -> TriangleMesh:
+    """The mesh with vertices that share a place moved apart, a hundred-thousandth of the object each.
+
+    Two sheets that touch are a closed manifold by their indices, but a program that merges vertices by position sees
+    edges with four faces.
+    """
+    _, first, counts = np.unique(mesh.vertices, axis=0, return_inverse=True, return_counts=True)
+    touching = np.flatnonzero(counts[first.reshape(-1)] > 1)
+    if not len(touching):
+        return mesh
+    vertices = mesh.vertices.copy()
+    vertices[touching] -= 1e-5 * mesh.vertex_normals()[touching]
+    return TriangleMesh(vertices, mesh.faces)
 
 
 def as_manifold(mesh: TriangleMesh) -> Any:
