@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXAMPLE ?= examples/kettle
+EXAMPLE ?= examples/playhouse
 OUT ?= out
 
 .PHONY: demo test test-blender lint zip setup clean

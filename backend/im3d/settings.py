@@ -61,7 +61,7 @@ class MeshSettings:
         faces: Triangles of the finished mesh, at most.
         truncation: Distances are trusted this far from a surface, in voxels of a 192³ grid.
         behind: Weight of the vote "inside" far behind a surface; 0 lets a crack in one view hollow the object out, more
-            than 0.1 fills concavities.
+            than 0.2 fills concavities.
         blur: Standard deviation of the field's smoothing, in voxels of a 192³ grid.
         slack: Pixels by which silhouettes are widened before they cut the field.
         virtual_slack: The same for silhouettes that the splats cast into low virtual cameras.
@@ -74,8 +74,8 @@ class MeshSettings:
     grid: int = 192
     faces: int = 20000
     truncation: float = 8.0
-    behind: float = 0.1
-    blur: float = 0.3
+    behind: float = 0.15
+    blur: float = 1.0
     slack: float = 0.25
     virtual_slack: float = 0.75
     virtual_views: int = 32
