@@ -289,7 +289,7 @@ def initial_gaussians(views: OrbitViews, settings: FitSettings, seed: int) -> Ga
         means = directions * torch.rand(count, 1, generator=generator) ** (1 / 3) * reach
         shades, size = torch.full((count, 3), 0.5), 0.02 * 2 * reach
     else:
-        means, shades, size = torch.from_numpy(points), torch.from_numpy(colors), 0.7 * spacing
+        means, shades, size = torch.from_numpy(points), torch.from_numpy(colors), 0.4 * spacing
     return Gaussians(
         means=means,
         quats=torch.randn(count, 4, generator=generator),

@@ -15,6 +15,8 @@ from im3d.images import OrbitViews
 FloatArray = NDArray[np.float32]
 # Cells of the first grid, over all that the cameras see, and of the second, over the box that the first one found.
 COARSE_CELLS, FINE_CELLS = 64**3, 96**3
+# A finer hull of fewer cells fell between the pixels.
+LEAST_CELLS = 64
 LEAST_ALPHA = 0.3
 # A view may miss the object by a pixel or be a little inconsistent: this share of the views may disagree.
 MISSES = 0.1
@@ -29,38 +31,40 @@ def hull_points(views: OrbitViews, count: int, seed: int) -> tuple[FloatArray, F
         seed: Of the choice and the jitter.
 
     Returns:
-        Positions (count, 3), colours (count, 3) in [0, 1], and the spacing of the grid they came from.
+        Positions (count, 3), colours (count, 3) in [0, 1], and their spacing on the surface.
 
     Raises:
         InputError: The silhouettes have no common volume.
     """
     random = np.random.default_rng(seed)
     half = _visible_half_side(views)
-    hull = _carved(views, np.full(3, -half), np.full(3, half), COARSE_CELLS)
-    inside = hull.points()
-    hull = _carved(views, inside.min(axis=0) - hull.pitch, inside.max(axis=0) + hull.pitch, FINE_CELLS)
-    shell = hull.surface()
-    chosen = random.permutation(len(shell))[:count] if len(shell) >= count else random.integers(0, len(shell), count)
-    jitter = random.uniform(-0.5, 0.5, (count, 3)) * hull.pitch
-    points = (shell[chosen] + jitter).astype(np.float32)
-    return points, _colors(views, points), hull.pitch
-
-
-def _carved(views: OrbitViews, low: NDArray[np.float64], high: NDArray[np.float64], cells: int) -> Hull:
-    """The hull in a box, of masks widened by half a cell: a part thinner than a cell is not lost between the cells."""
-    cameras = views.orbit.cameras(views.size)
-    pitch = float(((high - low).prod() / cells) ** (1 / 3))
-    reach = math.ceil(0.5 * pitch * cameras.focal / views.orbit.radius)
-    masks = (views.rgba[..., 3] > LEAST_ALPHA).astype(np.uint8)
-    masks = maximum_filter(masks, size=(1, 2 * reach + 1, 2 * reach + 1))
-    misses = int(MISSES * len(masks)) if len(masks) >= 8 else 0
-    hull = carve(masks, cameras, low, high, cells, misses)
-    if int(hull.occupied.sum()) < 8:
+    hull = _carved(views, np.full(3, -half), np.full(3, half), COARSE_CELLS, widened=True)
+    if not hull.occupied.any():
         raise InputError(
             "The silhouettes of the views have no common volume.",
             "Check the masks, the elevation and the order of the views.",
         )
-    return hull
+    inside = hull.points()
+    fine = _carved(views, inside.min(axis=0) - hull.pitch, inside.max(axis=0) + hull.pitch, FINE_CELLS, widened=False)
+    if int(fine.occupied.sum()) >= LEAST_CELLS:
+        hull = fine
+    shell = hull.surface()
+    chosen = random.permutation(len(shell))[:count] if len(shell) >= count else random.integers(0, len(shell), count)
+    jitter = random.uniform(-0.5, 0.5, (count, 3)) * hull.pitch
+    points = (shell[chosen] + jitter).astype(np.float32)
+    return points, _colors(views, points), hull.pitch * max(1.0, math.sqrt(len(shell) / count))
+
+
+def _carved(views: OrbitViews, low: NDArray[np.float64], high: NDArray[np.float64], cells: int, widened: bool) -> Hull:
+    """The hull in a box. Of masks widened by half a cell, so that a part thinner than a cell is not lost, if asked."""
+    cameras = views.orbit.cameras(views.size)
+    masks = (views.rgba[..., 3] > LEAST_ALPHA).astype(np.uint8)
+    if widened:
+        pitch = float(((high - low).prod() / cells) ** (1 / 3))
+        reach = math.ceil(0.5 * pitch * cameras.focal / views.orbit.radius)
+        masks = maximum_filter(masks, size=(1, 2 * reach + 1, 2 * reach + 1))
+    misses = int(MISSES * len(masks)) if len(masks) >= 8 else 0
+    return carve(masks, cameras, low, high, cells, misses)
 
 
 def _visible_half_side(views: OrbitViews) -> float:
