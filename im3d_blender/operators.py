@@ -1,0 +1,109 @@
+"""What the buttons do. Every input is a property, so that scripts can give it; only `invoke` looks at the panel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+from . import importing, jobs
+from .properties import refresh_jobs
+
+
+class IM3D_OT_import_job(bpy.types.Operator):
+    """Add the object of a finished IM-3D job to the scene"""
+
+    bl_idname = "im3d.import_job"
+    bl_label = "Import IM-3D Job"
+    bl_options = {"REGISTER", "UNDO"}  # noqa: RUF012 - Blender reads this attribute
+
+    filepath: bpy.props.StringProperty(
+        name="Job",
+        description="The job folder, or the result.json in it",
+        subtype="FILE_PATH",
+        options={"SKIP_SAVE"},
+    )
+    filter_glob: bpy.props.StringProperty(default="*.json", options={"HIDDEN", "SKIP_SAVE"})
+    height: bpy.props.FloatProperty(
+        name="Height (m)",
+        description="Height in metres, whatever unit the scene shows; 0 keeps the height that the job was asked for",
+        default=0.0,
+        min=0.0,
+        max=1000.0,
+        precision=3,
+        options={"SKIP_SAVE"},
+    )
+    location: bpy.props.FloatVectorProperty(
+        name="Location",
+        description="Where the centre of the object's base goes",
+        subtype="TRANSLATION",
+        options={"SKIP_SAVE"},
+    )
+    name: bpy.props.StringProperty(
+        name="Name", description="Name of the object; empty takes the job's", options={"SKIP_SAVE"}
+    )
+    collection: bpy.props.StringProperty(
+        name="Collection",
+        description="Collection that receives the object; empty takes the active one",
+        options={"SKIP_SAVE"},
+    )
+    select: bpy.props.BoolProperty(
+        name="Select",
+        description="Make the new object the selected one; otherwise the selection stays as it is",
+        default=True,
+        options={"SKIP_SAVE"},
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        if context.scene.im3d.place == "CURSOR":
+            self.location = context.scene.cursor.location
+        if not self.filepath:
+            context.window_manager.fileselect_add(self)
+            return {"RUNNING_MODAL"}
+        return self.execute(context)
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        try:
+            job = jobs.read_job(Path(bpy.path.abspath(self.filepath)))
+            obj = importing.import_mesh(
+                context,
+                job.mesh,
+                self.name or job.name,
+                location=self.location,
+                height=self.height or job.height_m,
+                collection=self.collection,
+                select=self.select,
+            )
+        except (jobs.JobError, importing.ImportFailedError) as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        self.report({"INFO"}, f"Imported {obj.name}")
+        return {"FINISHED"}
+
+
+class IM3D_OT_refresh_jobs(bpy.types.Operator):
+    """Read the jobs folder again"""
+
+    bl_idname = "im3d.refresh_jobs"
+    bl_label = "Refresh Jobs"
+    bl_options = {"INTERNAL"}  # noqa: RUF012
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        refresh_jobs(context)
+        return {"FINISHED"}
+
+
+def _draw_import_menu(menu: Any, context: bpy.types.Context) -> None:
+    menu.layout.operator(IM3D_OT_import_job.bl_idname, text="IM-3D Job (result.json)")
+
+
+def attach() -> None:
+    bpy.types.TOPBAR_MT_file_import.append(_draw_import_menu)
+
+
+def detach() -> None:
+    bpy.types.TOPBAR_MT_file_import.remove(_draw_import_menu)
+
+
+CLASSES = [IM3D_OT_import_job, IM3D_OT_refresh_jobs]
