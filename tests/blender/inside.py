@@ -1,0 +1,162 @@
+"""Runs inside Blender: `inside.py FUNCTION REPORT ARGUMENTS…`. Each function returns what the test looks at."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+KINDS = ("objects", "meshes", "materials", "images", "collections")
+PACKAGE = "bl_ext.user_default.im3d"
+
+
+def install(extension: str) -> None:
+    bpy.ops.preferences.addon_enable(module="io_scene_gltf2")
+    result = bpy.ops.extensions.package_install_files(filepath=extension, repo="user_default", enable_on_install=True)
+    assert result == {"FINISHED"}, result
+    assert PACKAGE in sys.modules
+
+
+def uninstall() -> None:
+    repos = bpy.context.preferences.extensions.repos
+    index = next(i for i, repo in enumerate(repos) if repo.module == "user_default")
+    bpy.ops.extensions.package_uninstall(repo_index=index, pkg_id="im3d")
+
+
+def registered() -> dict[str, bool]:
+    return {
+        "operator": hasattr(bpy.types, "IM3D_OT_import_job"),
+        "panel": hasattr(bpy.types, "IM3D_PT_jobs"),
+        "scene": hasattr(bpy.types.Scene, "im3d"),
+    }
+
+
+def empty_scene() -> None:
+    bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=False)
+
+
+def counts() -> dict[str, int]:
+    return {kind: len(getattr(bpy.data, kind)) for kind in KINDS}
+
+
+def names() -> list[str]:
+    return sorted(o.name for o in bpy.data.objects)
+
+
+def whole_life(extension: str, job: str) -> dict[str, Any]:
+    before = registered()
+    install(extension)
+    installed = registered()
+    empty_scene()
+    bpy.ops.ed.undo_push(message="before")
+    imported = sorted(bpy.ops.im3d.import_job(filepath=job))
+    objects = names()
+    bpy.ops.ed.undo_push(message="import")  # operators called from a script push no step of their own
+    undone, redone = undo_and_redo()
+    uninstall()
+    return {
+        "before": before, "installed": installed, "imported": imported, "objects": objects, "undone": undone,
+        "redone": redone, "after_uninstall": registered(),
+    }  # fmt: skip
+
+
+def undo_and_redo() -> tuple[list[str], list[str]]:
+    bpy.ops.ed.undo()
+    undone = names()
+    bpy.ops.ed.redo()
+    return undone, names()
+
+
+def clean_object(extension: str, job: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    props = bpy.data.collections.new("Props")
+    bpy.context.scene.collection.children.link(props)
+    before = counts()
+    bpy.ops.im3d.import_job(filepath=job, location=(1.0, 2.0, 3.0), collection="Props")
+    after = counts()
+    (obj,) = bpy.data.objects
+    vertices = [v.co for v in obj.data.vertices]
+    (material,) = obj.data.materials
+    (principled,) = [n for n in material.node_tree.nodes if n.type == "BSDF_PRINCIPLED"]
+    edges: dict[tuple[int, int], int] = {}
+    for polygon in obj.data.polygons:
+        for key in polygon.edge_keys:
+            edges[key] = edges.get(key, 0) + 1
+    return {
+        "new": {kind: after[kind] - before[kind] for kind in KINDS},
+        "rotation": list(obj.rotation_euler),
+        "scale": list(obj.scale),
+        "parent": obj.parent and obj.parent.name,
+        "location": list(obj.location),
+        "low": [min(v[k] for v in vertices) for k in range(3)],
+        "high": [max(v[k] for v in vertices) for k in range(3)],
+        "collection": obj.users_collection[0].name,
+        "selected": [o.name for o in bpy.context.selected_objects],
+        "closed": all(count == 2 for count in edges.values()),
+        "principled": {n: principled.inputs[n].default_value for n in ("Roughness", "Metallic")},
+        "packed": [image.packed_file is not None for image in bpy.data.images],
+        "color_spaces": [image.colorspace_settings.name for image in bpy.data.images],
+    }
+
+
+def height_in_units(extension: str, job: str, scale_length: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    bpy.context.scene.unit_settings.scale_length = float(scale_length)
+    bpy.ops.im3d.import_job(filepath=job)
+    return {"height": bpy.data.objects[0].dimensions.z}
+
+
+def from_edit_mode(extension: str, job: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    bpy.ops.mesh.primitive_cube_add()
+    bpy.ops.object.mode_set(mode="EDIT")
+    for _ in range(2):
+        bpy.ops.im3d.import_job(filepath=job, name="Second", select=False)
+    return {
+        "mode": bpy.context.mode,
+        "selected": [o.name for o in bpy.context.selected_objects],
+        "active": bpy.context.view_layer.objects.active.name,
+        "objects": names(),
+    }
+
+
+def broken_job(extension: str, broken: str, nothing: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    before = counts()
+    errors = []
+    for folder in (broken, nothing):
+        try:
+            bpy.ops.im3d.import_job(filepath=folder)
+        except RuntimeError as error:
+            errors.append(str(error))
+    return {"errors": errors, "left": {kind: counts()[kind] - before[kind] for kind in KINDS}}
+
+
+def job_list(extension: str, jobs_folder: str) -> dict[str, Any]:
+    install(extension)
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs_folder
+    bpy.ops.im3d.refresh_jobs()
+    session = bpy.context.window_manager.im3d
+    return {"titles": [row.title for row in session.jobs], "height": session.jobs[0].height}
+
+
+def look_into_blend(blend: str) -> dict[str, Any]:
+    bpy.ops.wm.open_mainfile(filepath=blend)
+    return {
+        "meshes": [o.name for o in bpy.data.objects if o.type == "MESH"],
+        "camera": bpy.context.scene.camera is not None,
+        "packed": [i.packed_file is not None for i in bpy.data.images if i.type == "IMAGE"],
+    }
+
+
+if __name__ == "__main__":
+    _, function, report, *arguments = sys.argv
+    result = globals()[function](*arguments)
+    Path(report).write_text(json.dumps(result), encoding="utf-8")

@@ -1,0 +1,201 @@
+"""The extension as a user gets it: the zip installed in a real Blender, a job imported, everything removed again.
+
+Each test runs a function of `inside.py` in a Blender process of its own. `IM3D_TEST_BLENDER` names another Python with
+bpy (`make test-blender`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import im3d
+
+ROOT = Path(__file__).resolve().parents[2]
+INSIDE = Path(__file__).parent / "inside.py"
+PYTHON = os.environ.get("IM3D_TEST_BLENDER", sys.executable)
+
+pytestmark = pytest.mark.blender
+
+
+@pytest.fixture(scope="session")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built and validated zip."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, str(ROOT / "tools" / "build_zip.py"), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job: a box of 0.3 × 0.2 × 0.25 m with a texture, written by our own exporter."""
+    from im3d.mesh.build import TexturedMesh
+    from im3d.mesh.export import write_glb
+    from im3d.mesh.surface import TriangleMesh
+    from im3d.mesh.tangents import vertex_tangents
+    from im3d.mesh.unwrap import unwrap
+
+    folder = tmp_path_factory.mktemp("jobs") / "box"
+    folder.mkdir()
+    corners = np.array([[x, y, z] for x in (-0.6, 0.6) for y in (-0.4, 0.4) for z in (-0.5, 0.5)], np.float32)
+    faces = np.array(
+        [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4],
+         [1, 5, 7], [1, 7, 3]], np.int32,
+    )  # fmt: skip
+    mesh = TriangleMesh(corners, faces)
+    atlas = unwrap(mesh, 64)
+    normals = mesh.vertex_normals()[atlas.source]
+    color = np.full((64, 64, 3), 0.6, np.float32)
+    flat = np.tile(np.array([0.5, 0.5, 1.0], np.float32), (64, 64, 1))
+    textured = TexturedMesh(atlas, normals, vertex_tangents(atlas, normals), color, flat, 0.0)
+    write_glb(folder / "mesh.glb", textured, "Kiste grün", 0.25)
+    result = {
+        "status": "done", "name": "Kiste grün", "prompt": "a green box", "mesh": "mesh.glb", "preview": "preview.png",
+        "generator": "files", "seed": 7, "height_m": 0.25, "mesh_stats": {"faces": 12},
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return folder
+
+
+def inside(function: str, tmp_path: Path, *arguments: object) -> dict[str, Any]:
+    """Runs a function of inside.py under Blender and returns what it reports."""
+    report = tmp_path / "report.json"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"BLENDER_USER_RESOURCES": str(tmp_path / "user"), "IM3D_HOME": str(tmp_path / "home")}
+    (tmp_path / "user").mkdir(exist_ok=True)
+    command = [PYTHON, "-I", str(INSIDE), function, str(report), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    result: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    return result
+
+
+class TestZip:
+    def test_what_it_holds(self, extension: Path) -> None:
+        names = set(zipfile.ZipFile(extension).namelist())
+        assert {"__init__.py", "blender_manifest.toml", "LICENSE", "im3d_blender/importing.py"} <= names
+        assert {"backend/im3d/protocol.py", "backend/LICENSE", "pyproject.toml"} <= names
+        unwanted = ("tests", "examples", "docs", "tools", "out", "runs", ".venv", ".git")
+        assert not [n for n in names if n.split("/")[0] in unwanted or "__pycache__" in n]
+        assert extension.stat().st_size < 70e6
+
+    def test_one_version_everywhere(self) -> None:
+        manifest = tomllib.loads((ROOT / "blender_manifest.toml").read_text())
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert manifest["version"] == project["version"] == im3d.__version__
+
+    def test_what_validation_lets_pass(self) -> None:
+        manifest = tomllib.loads((ROOT / "blender_manifest.toml").read_text())
+        assert manifest["license"] == ["SPDX:GPL-3.0-or-later"]
+        assert set(manifest.get("platforms", [])) <= {"windows-x64", "linux-x64", "macos-arm64", "macos-x64"}
+        assert all((ROOT / wheel).exists() for wheel in manifest.get("wheels", []))
+
+    def test_the_add_on_imports_only_what_it_may(self) -> None:
+        import ast
+
+        allowed = {"bpy", "mathutils", "numpy", "gpu"} | set(sys.stdlib_module_names)
+        for path in (ROOT / "im3d_blender").rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    assert all(a.name.split(".")[0] in allowed for a in node.names), path
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    assert (node.module or "").split(".")[0] in allowed, path
+
+
+class TestInstalled:
+    def test_install_import_undo_uninstall(self, extension: Path, job: Path, tmp_path: Path) -> None:
+        got = inside("whole_life", tmp_path, extension, job)
+        assert got["before"] == got["after_uninstall"] == {"operator": False, "panel": False, "scene": False}
+        assert got["installed"] == {"operator": True, "panel": True, "scene": True}
+        assert got["imported"] == ["FINISHED"]
+        assert got["objects"] == ["Kiste grün"]
+        assert got["undone"] == []
+        assert got["redone"] == ["Kiste grün"]
+
+    def test_the_object_is_clean(self, extension: Path, job: Path, tmp_path: Path) -> None:
+        got = inside("clean_object", tmp_path, extension, job)
+        assert got["new"] == {"objects": 1, "meshes": 1, "materials": 1, "images": 2, "collections": 0}
+        assert got["rotation"] == [0.0, 0.0, 0.0]
+        assert got["scale"] == [1.0, 1.0, 1.0]
+        assert got["parent"] is None
+        assert got["location"] == pytest.approx([1.0, 2.0, 3.0], abs=1e-5)
+        assert got["low"] == pytest.approx([-0.15, -0.1, 0.0], abs=1e-5)
+        assert got["high"] == pytest.approx([0.15, 0.1, 0.25], abs=1e-5)
+        assert got["collection"] == "Props"
+        assert got["selected"] == ["Kiste grün"]
+        assert got["closed"] is True
+        assert got["principled"] == {"Roughness": 1.0, "Metallic": 0.0}
+        assert got["packed"] == [True, True]
+        assert sorted(got["color_spaces"]) == ["Non-Color", "sRGB"]
+
+    @pytest.mark.parametrize(("scale_length", "height"), [(0.01, 25.0), (1.0, 0.25), (1000.0, 0.00025)])
+    def test_metres_in_any_unit(
+        self, scale_length: float, height: float, extension: Path, job: Path, tmp_path: Path
+    ) -> None:
+        got = inside("height_in_units", tmp_path, extension, job, scale_length)
+        assert got["height"] == pytest.approx(height, rel=1e-4)
+
+    def test_from_edit_mode_keeping_the_selection(self, extension: Path, job: Path, tmp_path: Path) -> None:
+        got = inside("from_edit_mode", tmp_path, extension, job)
+        assert got["mode"] == "OBJECT"
+        assert got["selected"] == ["Cube"]
+        assert got["active"] == "Cube"
+        assert got["objects"] == ["Cube", "Second", "Second.001"]
+
+    def test_a_broken_job_changes_nothing(self, extension: Path, job: Path, tmp_path: Path) -> None:
+        broken = tmp_path / "broken"
+        broken.mkdir()
+        (broken / "result.json").write_bytes((job / "result.json").read_bytes())
+        (broken / "mesh.glb").write_bytes(b"glTF nonsense")
+        got = inside("broken_job", tmp_path, extension, broken, tmp_path / "nothing")
+        assert "could not be imported" in got["errors"][0] or "not a mesh" in got["errors"][0]
+        assert "no finished job" in got["errors"][1]
+        assert got["left"] == {"objects": 0, "meshes": 0, "materials": 0, "images": 0, "collections": 0}
+
+    def test_the_panel_lists_the_jobs(self, extension: Path, job: Path, tmp_path: Path) -> None:
+        got = inside("job_list", tmp_path, extension, job.parent)
+        assert got["titles"] == ["Kiste grün"]
+        assert got["height"] == pytest.approx(0.25)
+
+
+def test_save_blend_holds_one_object(job: Path, tmp_path: Path) -> None:
+    from im3d.blender import find_blender, save_blend
+
+    blend = tmp_path / "deep" / "box.blend"
+    save_blend(find_blender(), job / "mesh.glb", "Kiste grün", blend)
+    got = inside("look_into_blend", tmp_path, blend)
+    assert got["meshes"] == ["Kiste grün"]
+    assert got["camera"] is True
+    assert got["packed"] == [True, True]
+
+
+def test_render_preview_shows_the_object(job: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from im3d.blender import find_blender, render_preview
+
+    render_preview(find_blender(), job / "mesh.glb", tmp_path / "preview.png", size=96)
+    with Image.open(tmp_path / "preview.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"), np.float32)
+    assert pixels.shape == (96, 96, 3)
+    middle, corner = pixels[40:56, 40:56].mean(), pixels[:8, :8].mean()
+    assert abs(middle - corner) > 20
+
+
+def test_a_program_that_is_no_blender_is_refused(tmp_path: Path) -> None:
+    from im3d.blender import find_blender
+    from im3d.errors import InputError
+
+    with pytest.raises(InputError, match="not a Blender executable"):
+        find_blender(tmp_path / "nothing")
