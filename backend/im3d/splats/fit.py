@@ -192,14 +192,16 @@ class SplatFit:
             parts["rgb"] = weights.rgb * rgb_loss(images, targets.images[background][rows])
         if targets.ssim is not None:
             parts["ms_ssim"] = weights.ms_ssim * (1 - ms_ssim(images, targets.ssim[background][rows]))
-        if self.perceptual is not None and targets.features is not None and self._perceives():
-            distance = self.perceptual(images, targets.features[background][rows])
-            parts["lpips"] = weights.lpips * weights.lpips_every * distance
+        if self.perceptual is not None and targets.features is not None:
+            distance = self.perceptual(self._shrunk(images), targets.features[background][rows])
+            parts["lpips"] = weights.lpips * distance
         self.last_losses.update({name: float(value.detach()) for name, value in parts.items()})
         return torch.stack(list(parts.values())).sum()
 
-    def _perceives(self) -> bool:
-        return self.iteration % self.settings.lpips_every == 0
+    def _shrunk(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) as the perceptual loss sees them."""
+        factor = self.settings.lpips_shrink
+        return F.avg_pool2d(images, factor) if factor > 1 else images
 
     def _densifies(self) -> bool:
         total, every = self.settings.iterations, self.settings.refine_every
@@ -255,7 +257,7 @@ class SplatFit:
         features = None
         if self.perceptual is not None:
             with torch.no_grad():
-                features = [_features_of(self.perceptual, i) for i in images]
+                features = [_features_of(self.perceptual, self._shrunk(i)) for i in images]
         return _Targets(alpha, images, ssim, features)
 
     def _preview(self) -> np.ndarray[Any, np.dtype[np.float32]]:
