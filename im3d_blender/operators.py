@@ -16,7 +16,7 @@ class IM3D_OT_import_job(bpy.types.Operator):
 
     bl_idname = "im3d.import_job"
     bl_label = "Import IM-3D Job"
-    bl_options = {"REGISTER", "UNDO"}  # noqa: RUF012 - Blender reads this attribute
+    bl_options = {"REGISTER", "UNDO"}
 
     filepath: bpy.props.StringProperty(
         name="Job",
@@ -87,7 +87,7 @@ class IM3D_OT_refresh_jobs(bpy.types.Operator):
 
     bl_idname = "im3d.refresh_jobs"
     bl_label = "Refresh Jobs"
-    bl_options = {"INTERNAL"}  # noqa: RUF012
+    bl_options = {"INTERNAL"}
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         refresh_jobs(context)

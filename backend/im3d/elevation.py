@@ -43,6 +43,8 @@ MASK_TIE = 0.04
 # Margins of the total error, between the answer and 10° off or the other turn, below which we do not know.
 FIT_TIE = 0.002
 SURE_MARGIN = 0.006
+# Views whose outlines agree less than this under every hypothesis do not show one object.
+LEAST_AGREEMENT = 0.3
 # Error that the prior adds 30° outside the elevations people photograph from.
 PRIOR_WEIGHT = 0.001
 LIKELY_DEG = (0.0, 20.0)
@@ -110,7 +112,7 @@ def estimate_orbit(
 
     best, tried, method, hull = _search(views, directions, photometric_score)
     longest = float(hull.extent().max())
-    if best.agreement < 0.3 or longest == 0:
+    if best.agreement < LEAST_AGREEMENT or longest == 0:
         raise InputError(
             "The views do not fit together: no orbit about one object explains their outlines.",
             "Check that they show one full turn of one still object, in order.",
@@ -218,7 +220,7 @@ def _search(
     given = views.orbit.elevation_deg
     grid = np.arange(LOWEST_DEG, HIGHEST_DEG + 1, COARSE_STEP_DEG) if given is None else np.array([given])
     # Masks of real pictures fit exactly; generated ones drift by a pixel, which would carve thin parts away.
-    tolerances = (0, 1) if len(views.rgba) >= 12 else (0,)
+    tolerances = (0, 1, 2) if len(views.rgba) >= 12 else (0,)
     levels = [_level(views, COARSE_SIZE, COARSE_CELLS, misses) for misses in tolerances]
     sweeps = [[level.judge(float(e), d, colours=False) for d in directions for e in grid] for level in levels]
     misses = int(np.argmax([max(h.agreement for h in sweep) for sweep in sweeps]))

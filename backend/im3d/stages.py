@@ -152,7 +152,7 @@ class Stages:
             radius_known, direction_known = brought.radius_known, brought.direction_known
             self.notes["mask"] = brought.mask_method
             self.warn(*brought.warnings)
-        estimate = estimate_orbit(views, radius_known, direction_known, _fit_score)
+        estimate = estimate_orbit(views, radius_known, direction_known, photometric_score)
         self.notes.update(
             network_calls=self.generator.network_calls,
             elevation_method=estimate.method,
@@ -285,12 +285,6 @@ class Stages:
             camera = self.views.orbit.cameras(512)[0]
             picture = render(gaussians, camera, "cpu").over(1.0)[0].clamp(0, 1).numpy()
         write_png(path, np.dstack([picture, np.ones(picture.shape[:2], np.float32)]))
-
-
-def _fit_score(views: OrbitViews) -> float:
-    """How well a short fit explains views whose orbit is a hypothesis; higher is better."""
-    assert views.orbit.elevation_deg is not None
-    return -photometric_score(views, views.orbit.elevation_deg)
 
 
 def _device_name(device: torch.device) -> str:

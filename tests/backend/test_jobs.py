@@ -172,9 +172,16 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         "text",
-        ["fit.iterations", "fit.iterations=many", "fit.speed=1", "nothing.iterations=1", "fit.init=cube", "mesh.faces=1.5",
-         "texture.normal_map=maybe"],
-    )  # fmt: skip
+        [
+            "fit.iterations",
+            "fit.iterations=many",
+            "fit.speed=1",
+            "nothing.iterations=1",
+            "fit.init=cube",
+            "mesh.faces=1.5",
+            "texture.normal_map=maybe",
+        ],
+    )
     def test_wrong_overrides_are_refused(self, text: str) -> None:
         with pytest.raises(InputError):
             parse_overrides(Settings(), [text])

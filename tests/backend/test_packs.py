@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from im3d.errors import InputError
 from im3d.packs import TEST_OBJECTS, Pack, split_of, to_world
 

@@ -116,7 +116,7 @@ def _add_key_light(scene, centre, radius):
     offset = KEY_DIRECTION.normalized() * (4 * radius)
     light.location = centre + offset
     light.rotation_euler = offset.to_track_quat("Z", "Y").to_euler()
-    # A diffuse disk of power P gives the irradiance P / (π · distance²) straight ahead, and E makes a white surface E / π.
+    # A diffuse disk of power P gives E = P / (π · distance²) straight ahead; a white surface then has radiance E / π.
     light.data.energy = KEY * math.pi**2 * offset.length_squared
     scene.collection.objects.link(light)
 

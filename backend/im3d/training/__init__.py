@@ -1,0 +1,1 @@
+"""Training of the orbit generators: packs of props → rendered orbits → weights."""

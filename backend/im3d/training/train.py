@@ -1,0 +1,373 @@
+"""Training of `mini`: the EDM loss on rendered orbits, on one or several GPUs, resumable at any step.
+
+Every random draw of a step comes from a generator seeded with (seed, rank, step), so a run that is stopped and resumed
+continues exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from im3d.errors import InputError
+from im3d.generators.mini_model import (
+    ELEVATION_SPREAD_DEG,
+    MultiviewUNet,
+    ResidualBlock,
+    ViewAttention,
+    to_model,
+)
+from im3d.training.batches import OrbitBatches
+from im3d.training.orbits import OrbitSet
+from im3d.training.validate import Scores, validate
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How one leg of training goes.
+
+    Attributes:
+        size: Side of the pictures in pixels.
+        batch: Orbits in each step, over all GPUs.
+        steps: Stop at this step, counted from the start of all training; 0: no limit.
+        minutes: Stop after that long, counted from the start of the leg; 0: no limit.
+        learning_rate: AdamW's, after the warm-up.
+        warmup: Steps of the leg over which the learning rate rises.
+        decay: Last share of the leg (by steps or minutes, whichever is further) over which it falls to 2 %.
+        ema: Largest decay of the averaged weights.
+        noise_mean: Mean of ln σ at 64 pixels; ln(size/64) is added.
+        noise_spread: Standard deviation of ln σ.
+        drop: Share of the orbits whose condition is hidden, for classifier-free guidance.
+        elevation_weight: Weight of the squared elevation error, in units of the elevations' spread.
+        compile: Whether the repeated blocks are compiled.
+        validate_minutes: Minutes between validations; 0: only at the end.
+        validate_orbits: Orbits compared in each.
+        seed: Of everything random.
+    """
+
+    size: int = 128
+    batch: int = 128
+    steps: int = 0
+    minutes: float = 0.0
+    learning_rate: float = 4e-4
+    warmup: int = 200
+    decay: float = 0.0
+    ema: float = 0.999
+    noise_mean: float = 0.3
+    noise_spread: float = 1.6
+    drop: float = 0.1
+    elevation_weight: float = 0.05
+    compile: bool = False
+    validate_minutes: float = 0.0
+    validate_orbits: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process trains.
+
+    Attributes:
+        device: Its device.
+        rank: Its number among the processes.
+        world: How many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+
+@contextmanager
+def place() -> Iterator[Place]:
+    """This process's place; joins the others when it was started by torchrun or accelerate."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if world == 1:
+        yield Place(device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    try:
+        yield Place(device, dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """A model, its averaged copy and its optimiser.
+
+    Args:
+        model: The network, with its starting weights.
+        settings: How to train.
+        where: This process's place.
+    """
+
+    def __init__(self, model: MultiviewUNet, settings: TrainSettings, where: Place) -> None:
+        self.settings, self.where = settings, where
+        self.model = model.to(where.device, memory_format=torch.channels_last).train()
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=where.device.type == "cuda",
+        )
+        self.step = 0
+        self.leg_start = 0
+        self.orbits_seen = 0
+        self.network: nn.Module = self.model
+        if settings.compile:
+            # Blocks repeat, so compiling them one by one costs a fraction of compiling the whole network.
+            torch._dynamo.config.recompile_limit = 64
+            for block in self.model.modules():
+                if isinstance(block, ResidualBlock | ViewAttention):
+                    block.compile(dynamic=False)
+        if where.world > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[where.device.index] if where.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+
+    def train_step(self, views: Tensor, elevation: Tensor, generator: torch.Generator, rate: float) -> Tensor:
+        """One optimiser step.
+
+        Args:
+            views: (B, K, 4, S, S) premultiplied RGBA in [0, 1].
+            elevation: (B,) degrees.
+            generator: Of the noise.
+            rate: Learning rate.
+
+        Returns:
+            (2,): the denoising loss and the mean squared elevation error in units of the spread.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = self.losses(views, elevation, generator)
+        (losses[0] + self.settings.elevation_weight * losses[1]).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.orbits_seen += len(views) * self.where.world
+        self._update_average()
+        return losses.detach()
+
+    def losses(self, views: Tensor, elevation: Tensor, generator: torch.Generator) -> Tensor:
+        """EDM's loss with its weight (σ² + σ_d²)/(σ·σ_d)², and the elevation's: (2,)."""
+        s, B, device = self.settings, len(views), views.device
+        clean = to_model(views)
+        log_sigma = torch.randn(B, generator=generator, device=device) * s.noise_spread
+        sigma = (log_sigma + s.noise_mean + math.log(s.size / 64)).exp()
+        keep = (torch.rand(B, generator=generator, device=device) >= s.drop).float()
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        scaled = sigma.view(B, 1, 1, 1, 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            denoised, guess = self.network(clean + scaled * noise, sigma, clean[:, 0], keep)
+        sd = self.model.config["sigma_data"]
+        weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
+        error = (guess - elevation) / ELEVATION_SPREAD_DEG
+        return torch.stack([(weight * (denoised - clean).square()).mean(), error.square().mean()])
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.settings.ema, self.step / (self.step + 9))
+        averaged = list(self.average.parameters())
+        torch._foreach_lerp_(averaged, list(self.model.parameters()), 1 - decay)
+
+    def save(self, folder: Path) -> None:
+        """Writes the whole state (`state.pt`) and the averaged weights in bfloat16 (`model/`)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "orbits_seen": self.orbits_seen,
+        }
+        torch.save(state, folder / "state.part")
+        os.replace(folder / "state.part", folder / "state.pt")
+        export(self.average, folder / "model", self.step, self.orbits_seen)
+
+    def load(self, folder: Path) -> None:
+        """Continues from what `save` wrote.
+
+        Raises:
+            InputError: There is no such state, or it belongs to another network.
+        """
+        try:
+            state = torch.load(folder / "state.pt", map_location=self.where.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (OSError, KeyError, RuntimeError) as error:
+            raise InputError(
+                f"{folder} holds no state of this network to resume.", "Use --init or start anew."
+            ) from error
+        self.step = self.leg_start = int(state["step"])
+        self.orbits_seen = int(state["orbits_seen"])
+
+
+def export(
+    model: MultiviewUNet, folder: Path, step: int, orbits_seen: int, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Writes weights for use: safetensors and config.json as diffusers reads them, and training.json."""
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps({"step": step, "orbits_seen": orbits_seen}), encoding="utf-8")
+
+
+def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[MultiviewUNet, int, int]:
+    """A network with fresh weights or those of `export`; with the step and the orbits that they have seen.
+
+    Raises:
+        InputError: The folder holds no such weights.
+    """
+    if folder is None:
+        torch.manual_seed(seed)
+        return MultiviewUNet(**config), 0, 0
+    try:
+        model = MultiviewUNet.from_pretrained(folder, torch_dtype=torch.float32)
+        counts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        return model, int(counts["step"]), int(counts["orbits_seen"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} holds no weights of mini.", "Name a folder that training exported.") from error
+
+
+def train(
+    trainer: Trainer,
+    orbits: OrbitSet,
+    out: Path,
+    started: float,
+    on_loss: Callable[[int, float], None] | None = None,
+) -> Scores | None:
+    """Trains until the settings' limit and leaves state, weights, validation pictures and log in `out`.
+
+    Args:
+        trainer: What to train.
+        orbits: The rendered orbits; each process trains on its share of the training rows.
+        out: Folder of the results.
+        started: `time.monotonic()` at the start of the leg.
+        on_loss: Called by the first process with each step's number and loss; costs a wait for the GPU.
+
+    Returns:
+        The last validation's scores, in the first process; None in the others or without validation orbits.
+    """
+    s, where = trainer.settings, trainer.where
+    batches = OrbitBatches(orbits, orbits.rows("train")[where.rank :: where.world], where.device, s.size)
+    held_out = OrbitBatches(orbits, orbits.rows("validation"), where.device, s.size) if where.first else None
+    log = _Log(out / "log.jsonl", where.first)
+    log.write(event="leg", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
+    generator = torch.Generator(where.device)
+    begin = last = time.monotonic()
+    checked, done, sums = begin, False, torch.zeros(2, device=where.device)
+    while not done:
+        generator.manual_seed((s.seed * 1_000_003 + trainer.step) * 1_009 + where.rank)
+        views, elevation = batches.draw(s.batch // where.world, generator)
+        losses = trainer.train_step(views, elevation, generator, learning_rate(trainer, started))
+        sums += losses
+        if on_loss is not None:
+            on_loss(trainer.step, float(losses[0]))
+        if trainer.step % 100 == 0:
+            mean, now = (sums / 100).tolist(), time.monotonic()
+            rate = 100 * s.batch / (now - last)
+            log.write(
+                step=trainer.step, loss=mean[0], elevation=mean[1], orbits_per_s=rate, minutes=(now - started) / 60
+            )
+            last = now
+            sums.zero_()
+        done = _agreed(trainer, started)
+        if s.validate_minutes and not done and trainer.step % 50 == 0:
+            due = _from_first(time.monotonic() - checked > 60 * s.validate_minutes, where)
+            if due:
+                _validated(trainer, held_out, out, log)
+                checked = last = time.monotonic()
+    if where.device.type == "cuda":
+        log.write(event="memory", gigabytes=torch.cuda.max_memory_allocated() / 1e9)
+    if where.first:
+        trainer.save(out)
+    return _validated(trainer, held_out, out, log)
+
+
+def learning_rate(trainer: Trainer, started: float) -> float:
+    """Warm-up, then constant, then a linear fall over the last share of the leg."""
+    s = trainer.settings
+    rate = s.learning_rate * min(1.0, (trainer.step - trainer.leg_start + 1) / max(1, s.warmup))
+    if not s.decay:
+        return rate
+    progress = [trainer.step / s.steps] if s.steps else []
+    if s.minutes:
+        progress.append((time.monotonic() - started) / (60 * s.minutes))
+    left = 1 - max(progress, default=0.0)
+    return rate * max(0.02, min(1.0, left / s.decay))
+
+
+def _agreed(trainer: Trainer, started: float) -> bool:
+    """Whether all processes stop now; the clock is the first one's, looked at every tenth step."""
+    s = trainer.settings
+    if s.steps and trainer.step >= s.steps:
+        return True
+    if not s.minutes or trainer.step % 10:
+        return False
+    return _from_first(time.monotonic() - started > 60 * s.minutes, trainer.where)
+
+
+def _from_first(value: bool, where: Place) -> bool:
+    if where.world == 1:
+        return value
+    flag = torch.tensor([float(value)], device=where.device)
+    dist.broadcast(flag, 0)
+    return bool(flag.item())
+
+
+def _validated(trainer: Trainer, held_out: OrbitBatches | None, out: Path, log: _Log) -> Scores | None:
+    scores = None
+    if held_out is not None and len(held_out):
+        picture = out / f"validation-{trainer.step:06d}.png"
+        scores = validate(trainer.average, held_out, limit=trainer.settings.validate_orbits, picture=picture)
+        log.write(event="validation", step=trainer.step, orbits_seen=trainer.orbits_seen, **dataclasses.asdict(scores))
+    if trainer.where.world > 1:
+        dist.barrier()
+    return scores
+
+
+class _Log:
+    """Lines of JSON, on disk and on the screen, by the first process."""
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self._path, self._active = path, active
+        if active:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **entry: object) -> None:
+        if not self._active:
+            return
+        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in entry.items()})
+        print(line, flush=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,153 @@
+"""How well a generator turns props it never saw: PSNR, mask IoU and elevation error on held-out orbits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from im3d.generators.mini_model import MultiviewUNet, from_model, to_model
+from im3d.generators.sampling import dpm_solver_2m, guided, karras_sigmas, noised
+from im3d.training.batches import OrbitBatches, pictures
+
+# The noise ladder at 64 pixels; it scales with the side of the pictures (see MultiviewUNet._embedding).
+SIGMA_MIN, SIGMA_MAX = 0.01, 80.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over orbits unless said otherwise; view 0, which the generator is given, is left out.
+
+    Attributes:
+        psnr: dB over white, from each orbit's squared error over its views.
+        psnr_view: dB over white, from each view's squared error.
+        iou: Intersection over union of the masks, alpha above one half.
+        elevation_error_deg: Median absolute error.
+        copy_psnr: What copying the input view to all others would reach, as `psnr`.
+        orbits: How many were compared.
+    """
+
+    psnr: float
+    psnr_view: float
+    iou: float
+    elevation_error_deg: float
+    copy_psnr: float
+    orbits: int
+
+
+@torch.no_grad()
+def generate(
+    model: MultiviewUNet, condition: Tensor, steps: int, guidance: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Orbits from noise.
+
+    Args:
+        model: The denoiser.
+        condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
+        steps: Network evaluations.
+        guidance: Classifier-free guidance; 1 is none and saves half of the work.
+        generator: Of the noise.
+
+    Returns:
+        (B, K, 4, S, S) premultiplied RGBA in [0, 1] and (B,) elevations in degrees.
+    """
+    B, _, S, _ = condition.shape
+    scale = S / 64
+    sigmas = karras_sigmas(steps, SIGMA_MIN * scale, SIGMA_MAX * scale).to(condition.device)
+    x = noised(torch.zeros(B, model.config["views"], 4, S, S, device=condition.device), sigmas[0], generator)
+    image = to_model(condition)
+    elevation = torch.zeros(B)
+    hidden = torch.zeros(B, device=condition.device)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal elevation
+        denoised, elevation = model(x, sigma.expand(B), image)
+        if guidance != 1:
+            denoised = guided(denoised, model(x, sigma.expand(B), image, hidden)[0], guidance)
+        return denoised.clamp(-1, 1)
+
+    views = dpm_solver_2m(denoise, x, sigmas)
+    return from_model(views), elevation
+
+
+@torch.no_grad()
+def validate(
+    model: MultiviewUNet,
+    batches: OrbitBatches,
+    steps: int = 12,
+    guidance: float = 1.0,
+    limit: int = 0,
+    picture: Path | None = None,
+    batch: int = 16,
+    seed: int = 0,
+) -> Scores:
+    """Scores of a model on held-out orbits.
+
+    Args:
+        model: The denoiser.
+        batches: The orbits.
+        steps: Network evaluations an orbit.
+        guidance: See `generate`.
+        limit: How many orbits, spread evenly over all; 0 takes all.
+        picture: Where a sheet of pictures is written: rows of truth above rows of results.
+        batch: Orbits generated at once.
+        seed: Of the noise.
+    """
+    count = min(limit or len(batches), len(batches))
+    rows = np.linspace(0, len(batches) - 1, count).round().astype(int).tolist()
+    table: list[list[Tensor]] = []
+    sheet = []
+    for i in range(0, count, batch):
+        truth, elevation = batches.take(rows[i : i + batch])
+        noise = torch.Generator(truth.device).manual_seed(seed + i)
+        with torch.autocast(truth.device.type, torch.bfloat16, enabled=truth.is_cuda):
+            views, guess = generate(model, truth[:, 0], steps, guidance, noise)
+        table.append([*_compare(views, truth), (guess - elevation).abs().cpu()])
+        step = max(1, count // 16)
+        sheet += [(truth[j], views[j]) for j in range(len(truth)) if (i + j) % step == 0]
+    if picture is not None:
+        save_sheet(sheet[:16], picture)
+    psnr, psnr_view, iou, copied, error = (torch.cat(column) for column in zip(*table, strict=True))
+    return Scores(
+        psnr=float(psnr.mean()),
+        psnr_view=float(psnr_view.mean()),
+        iou=float(iou.mean()),
+        elevation_error_deg=float(error.median()),
+        copy_psnr=float(copied.mean()),
+        orbits=count,
+    )
+
+
+def _compare(views: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def errors(a: Tensor) -> Tensor:
+        a, b = (t[:, 1:, :3] + 1 - t[:, 1:, 3:] for t in (a, truth))
+        return (a.clamp(0, 1) - b.clamp(0, 1)).square().mean(dim=(2, 3, 4)).clamp(min=1e-10)
+
+    mse = errors(views)
+    a, b = views[:, 1:, 3] > 0.5, truth[:, 1:, 3] > 0.5
+    iou = (a & b).sum(dim=(2, 3)) / (a | b).sum(dim=(2, 3)).clamp(min=1)
+    copied = errors(truth[:, :1].expand_as(truth)).mean(dim=1)
+    psnr, psnr_view, copied = -10 * mse.mean(dim=1).log10(), -10 * mse.log10().mean(dim=1), -10 * copied.log10()
+    return psnr.cpu(), psnr_view.cpu(), iou.mean(dim=1).cpu(), copied.cpu()
+
+
+def save_sheet(pairs: list[tuple[Tensor, Tensor]], path: Path, every: int = 2) -> None:
+    """A picture of orbits, each as two rows (truth above, result below) that begin with the input view."""
+    rows = []
+    for truth, views in pairs:
+        given = truth[:1]
+        for orbit in (truth, views):
+            rows.append(np.concatenate(list(pictures(torch.cat([given, orbit[::every]]))), axis=1))
+    half = (len(rows) + 3) // 4 * 2
+    if len(rows) > half:
+        blank = [np.ones_like(rows[0])] * (2 * half - len(rows))
+        left, right = np.concatenate(rows[:half]), np.concatenate(rows[half:] + blank)
+        sheet = np.concatenate([left, right], axis=1)
+    else:
+        sheet = np.concatenate(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().astype(np.uint8)).save(path)
