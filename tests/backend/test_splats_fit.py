@@ -54,7 +54,7 @@ def warped(pictures: OrbitViews) -> OrbitViews:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("init", "least"), [("hull", 21.0), ("ball", 20.0)])
+@pytest.mark.parametrize(("init", "least"), [("hull", 21.0), ("ball", 19.0)])
 def test_the_fit_shows_the_object_from_new_cameras(init: str, least: float) -> None:
     settings = FitSettings(
         iterations=300,
