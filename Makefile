@@ -30,7 +30,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests
 
 # The add-on in the other supported Blenders; the versions are installed as bpy from the package index.
 test-blender: $(STAMP) zip

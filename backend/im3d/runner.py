@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from im3d.errors import CancelledError, DiskError, Im3dError, OutOfMemoryError
 from im3d.jobs import Job
 from im3d.progress import Progress
 from im3d.protocol import Message, message
+from im3d.storage import DISK_ERRORS
 
 Listener = Callable[[Message], None]
 STAGES = ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")
@@ -112,7 +112,7 @@ def explain(error: BaseException, log: str) -> Im3dError:
         return CancelledError("Cancelled.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
         return OutOfMemoryError("The memory does not hold this job.", "Use --preset draft, or close other programs.")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return DiskError("The disk is full.", "Free some space, then run im3d resume on the job.")
     return Im3dError(
         f"im3d failed: {type(error).__name__}: {error}.", f"The log {log} has the details; please report it."

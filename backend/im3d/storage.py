@@ -12,7 +12,8 @@ from typing import Any
 
 from im3d.errors import DiskError, InputError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+# A file system that refuses larger files is met with the same remedy as a full one.
+DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 
@@ -28,9 +29,10 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_ERRORS:
             raise DiskError(
-                f"The disk is full: {path} could not be written.", "Free some space, then run im3d resume on the job."
+                f"The disk is full, or refuses larger files: {path} could not be written.",
+                "Free some space, then run im3d resume on the job.",
             ) from error
         if error.errno in _REFUSED:
             raise InputError(f"{path} cannot be written: permission denied.", "Choose another folder.") from error

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from im3d.blender import find_blender
 from im3d.errors import Im3dError, InputError
 from im3d.orbit import GLTF_FROM_WORLD, Cameras
 from im3d.packs import Prop
@@ -168,7 +167,8 @@ def _publish(rendered: Path, folder: Path) -> None:
 def _run_blender(tasks: list[dict[str, Any]], work: Path, blender: Path | None) -> None:
     jobs = work / "jobs.json"
     jobs.write_text(json.dumps({"tasks": tasks}), encoding="utf-8")
-    command = [*_blender_command(blender), str(jobs)]
+    found = find_blender(blender)
+    command = [*found.command, str(SCRIPT), *found.separator, str(jobs)]
     limit = START_TIMEOUT_S + VIEW_TIMEOUT_S * sum(len(t["cameras"]) for t in tasks)
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit, check=False)
@@ -178,11 +178,3 @@ def _run_blender(tasks: list[dict[str, Any]], work: Path, blender: Path | None) 
     if done.returncode != 0 or not last.exists():
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-6:]
         raise Im3dError(f"Blender failed to render (status {done.returncode}): {' / '.join(said)}.", "Check the file.")
-
-
-def _blender_command(blender: Path | None) -> list[str]:
-    if blender is not None:
-        return [str(blender), "--background", "--factory-startup", "--python-exit-code", "1", "-P", str(SCRIPT), "--"]
-    if importlib.util.find_spec("bpy") is not None:
-        return [sys.executable, str(SCRIPT)]
-    raise InputError("bpy is not installed in this Python.", "Install im3d[blender] or give --blender.")
