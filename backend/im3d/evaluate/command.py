@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from im3d.splats.perceptual import load_perceptual
 
     _check(args)
+    # Ends like Ctrl-C: the job that is running is stopped too, and can be taken up again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = [*args.set, *([f"mesh.route={args.mesh_route}"] if args.mesh_route else [])]
     parse_overrides(preset_settings(args.preset), settings)
     plan = Plan(args.source, args.views, SIZE, args.seed, args.preset, tuple(settings))
@@ -114,18 +117,14 @@ def _facts(args: argparse.Namespace, perceptual: str, clip: str) -> dict[str, st
     threads = os.environ.get("OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "command": "im3d " + shlex.join(a for a in _command_line()),
+        "command": "im3d " + shlex.join(sys.argv[1:]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{_processor()}, {cores} cores" + (f", {threads} thread(s) used" if threads else ""),
+        "machine": f"{_processor()}, {cores} core(s)" + (f", {threads} thread(s)" if threads else ""),
         "im3d": __version__,
         "views": f"{args.views} of {SIZE}², source {args.source}",
         "perceptual distance by": perceptual,
         "CLIP": clip,
     }
-
-
-def _command_line() -> list[str]:
-    return sys.argv[1:]
 
 
 def _processor() -> str:

@@ -31,6 +31,7 @@ def plot_objects(path: Path, groups: Sequence[tuple[str, Sequence[Row]]]) -> Non
                 panel.plot([sum(values) / len(values)], [place], "|", color="black", markersize=18, markeredgewidth=2)
         panel.set_title(_titled(column), fontsize=9)
         panel.tick_params(labelsize=8)
+        panel.locator_params(axis="x", nbins=4)
         panel.grid(axis="x", color="#dddddd")
         panel.set_axisbelow(True)
     panels[0].set_yticks(range(len(groups)), [title for title, _ in groups])

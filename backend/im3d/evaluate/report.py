@@ -19,6 +19,7 @@ h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; } h3 { font-siz
 table { border-collapse: collapse; margin: .6em 0; display: block; overflow-x: auto; }
 th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; } th { background: #f4f4f4; font-weight: 600; }
+.facts td { text-align: left; }
 img { max-width: 100%; height: auto; } code { background: #f4f4f4; padding: .1em .3em; }
 .note { color: #555; } .failed { color: #a00; }
 """
@@ -162,4 +163,5 @@ def _html_table(table: Table) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     head = line(table.head, "th") if any(table.head) else ""
-    return "<table>" + head + "".join(line(row, "td") for row in table.body) + "</table>"
+    kind = "" if head else " class='facts'"
+    return f"<table{kind}>" + head + "".join(line(row, "td") for row in table.body) + "</table>"
