@@ -41,6 +41,17 @@ def sphere_views(size: int = 64, radius: float = 0.4, views: int = 8) -> OrbitVi
     return OrbitViews(rgba, orbit)
 
 
+def outlines_of(mesh: TriangleMesh, orbit: Orbit, size: int, samples: int = 4) -> np.ndarray:
+    """Signed distances to the outlines of a mesh's antialiased silhouettes."""
+    cameras = orbit.cameras(size)
+    outlines = []
+    for k in range(len(orbit)):
+        fine = rasterize_mesh(to_screen(mesh.vertices, cameras, k, samples), mesh.faces, size * samples).face >= 0
+        coverage = fine.reshape(size, samples, size, samples).mean(axis=(1, 3))
+        outlines.append(signed_distances(coverage.astype(np.float32)))
+    return np.stack(outlines)
+
+
 def from_trimesh(mesh: trimesh.Trimesh) -> TriangleMesh:
     return TriangleMesh(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32))
 
@@ -78,6 +89,22 @@ class TestSilhouettes:
         outlines = np.stack([signed_distances(a) for a in rgba[..., 3]])
         with pytest.raises(InputError, match="common volume"):
             hull_grid(outlines, views.orbit.cameras(64), views.orbit.radius, 32, 0.03)
+
+    @pytest.mark.parametrize(("elevation", "refused"), [(0.0, True), (25.0, False)])
+    def test_a_plate_seen_from_its_edge_alone_is_refused(self, elevation: float, refused: bool) -> None:
+        plate = from_trimesh(trimesh.creation.box((0.9, 0.7, 0.012)))
+        orbit = Orbit.uniform(8, elevation)
+        outlines = outlines_of(plate, orbit, 256)
+        if refused:
+            with pytest.raises(InputError, match="edge"):
+                hull_grid(outlines, orbit.cameras(256), orbit.radius, 32, 0.03)
+        else:
+            assert hull_grid(outlines, orbit.cameras(256), orbit.radius, 32, 0.03).step > 0.9 / 32
+
+    def test_a_thin_rod_is_not_taken_for_a_plate(self) -> None:
+        rod = from_trimesh(trimesh.creation.cylinder(0.006, 0.9))
+        orbit = Orbit.uniform(8, 0.0)
+        assert hull_grid(outlines_of(rod, orbit, 256), orbit.cameras(256), orbit.radius, 32, 0.03).step > 0.9 / 32
 
 
 class TestSurface:

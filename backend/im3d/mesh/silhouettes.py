@@ -15,6 +15,9 @@ from im3d.orbit import Cameras
 FloatArray = NDArray[np.float32]
 # Distances are computed on a grid this many times finer than the pixels.
 SUBPIXELS = 4
+# A hull is flat when its shortest side is under this share of the longest, and it is seen edge-on when no silhouette
+# holds a disc of this radius, as a share of the picture's side (2.5 pixels of 256): nothing shows the broad side.
+FLAT_SHARE, EDGE_ON_SHARE = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def hull_grid(distances: FloatArray, cameras: Cameras, radius: float, n: int, ma
         margin: Share of the side that stays free around the hull.
 
     Raises:
-        InputError: The silhouettes have no common volume, or it is flat.
+        InputError: The silhouettes have no common volume, or it is flat and seen from its edge alone.
     """
     half = min(radius * 0.5 * cameras.size / cameras.focal * 1.05, radius * 0.9)
     low, high = np.full(3, -half), np.full(3, half)
@@ -91,6 +94,12 @@ def hull_grid(distances: FloatArray, cameras: Cameras, radius: float, n: int, ma
             )
         low = coarse.low + (inside.min(axis=0) - 1) * coarse.step
         high = coarse.low + (inside.max(axis=0) + 1) * coarse.step
+    shortest, middle, longest = np.sort(high - low)
+    is_plate = shortest < FLAT_SHARE * longest and middle > 0.25 * longest
+    if is_plate and -distances.min() < EDGE_ON_SHARE * cameras.size:
+        raise InputError(
+            "The views show a flat object only from its edge.", "Use views from higher up, or check the elevation."
+        )
     space = margin * float((high - low).max())
     return Grid.around(low - space, high + space, n)
 
