@@ -176,6 +176,10 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         self.head = nn.Conv2d(2 * channels[0], 4 * pixels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        # Fine detail of the noisy views and of the input view passes the narrow U-Net by, weighed by level and azimuth.
+        self.shortcut_gate = nn.Linear(embedding, 8 * pixels)
+        self.shortcut = nn.Conv2d(8 * pixels, 4 * pixels, 1, bias=False)
+        nn.init.zeros_(self.shortcut.weight)
         self.elevation_head = nn.Sequential(
             nn.LayerNorm(inner), nn.Linear(inner, inner // 2), nn.SiLU(), nn.Linear(inner // 2, 1)
         )
@@ -218,6 +222,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         sizes = [S // patch // 2**level for level in range(len(self.config["channels"]))]
         phases = [rotary_phases(azimuths, n, n, head_dim) for n in sizes]
 
+        shortcut = self.shortcut(h * (1 + self.shortcut_gate(embedding)[:, :, None, None]))
         h = stem = self.stem(h)
         skips = []
         for level in range(len(sizes) - 1):
@@ -236,7 +241,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
                 h = block(h, embedding)
             h = self.up_attention[level](h, *phases[level])
         h = self.head(F.silu(self.head_norm(torch.cat([h, stem], dim=1))))
-        return F.pixel_shuffle(h, patch).view(B, K, 4, S, S), elevation
+        return F.pixel_shuffle(h + shortcut, patch).view(B, K, 4, S, S), elevation
 
     def _embedding(self, sigma: Tensor, azimuths: Tensor, size: int) -> Tensor:
         """(B·K, E): the noise level, and where the view lies on the ring.

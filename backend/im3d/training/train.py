@@ -45,7 +45,7 @@ class TrainSettings:
         steps: Stop at this step, counted from the start of all training; 0: no limit.
         minutes: Stop after that long, counted from the start of the leg; 0: no limit.
         learning_rate: AdamW's, after the warm-up.
-        warmup: Steps of the leg over which the learning rate rises.
+        warmup: Steps over which the learning rate rises, counted from fresh weights or `--init`; a resume goes on.
         decay: Last share of the leg (by steps or minutes, whichever is further) over which it falls to 2 %.
         ema: Largest decay of the averaged weights.
         noise_mean: Mean of ln σ at 64 pixels; ln(size/64) is added.
@@ -66,8 +66,8 @@ class TrainSettings:
     warmup: int = 200
     decay: float = 0.0
     ema: float = 0.999
-    noise_mean: float = 0.3
-    noise_spread: float = 1.6
+    noise_mean: float = 1.0
+    noise_spread: float = 1.5
     drop: float = 0.1
     elevation_weight: float = 0.05
     compile: bool = False
@@ -209,6 +209,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "leg_start": self.leg_start,
             "orbits_seen": self.orbits_seen,
         }
         torch.save(state, folder / "state.part")
@@ -230,7 +231,7 @@ class Trainer:
             raise InputError(
                 f"{folder} holds no state of this network to resume.", "Use --init or start anew."
             ) from error
-        self.step = self.leg_start = int(state["step"])
+        self.step, self.leg_start = int(state["step"]), int(state["leg_start"])
         self.orbits_seen = int(state["orbits_seen"])
 
 

@@ -10,12 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from im3d.generators.mini_model import MultiviewUNet, from_model, to_model
-from im3d.generators.sampling import dpm_solver_2m, guided, karras_sigmas, noised
+from im3d.generators.mini import sample_orbit
+from im3d.generators.mini_model import MultiviewUNet
 from im3d.training.batches import OrbitBatches, pictures
-
-# The noise ladder at 64 pixels; it scales with the side of the pictures (see MultiviewUNet._embedding).
-SIGMA_MIN, SIGMA_MAX = 0.01, 80.0
 
 
 @dataclass(frozen=True)
@@ -40,41 +37,6 @@ class Scores:
 
 
 @torch.no_grad()
-def generate(
-    model: MultiviewUNet, condition: Tensor, steps: int, guidance: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Orbits from noise.
-
-    Args:
-        model: The denoiser.
-        condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
-        steps: Network evaluations.
-        guidance: Classifier-free guidance; 1 is none and saves half of the work.
-        generator: Of the noise.
-
-    Returns:
-        (B, K, 4, S, S) premultiplied RGBA in [0, 1] and (B,) elevations in degrees.
-    """
-    B, _, S, _ = condition.shape
-    scale = S / 64
-    sigmas = karras_sigmas(steps, SIGMA_MIN * scale, SIGMA_MAX * scale).to(condition.device)
-    x = noised(torch.zeros(B, model.config["views"], 4, S, S, device=condition.device), sigmas[0], generator)
-    image = to_model(condition)
-    elevation = torch.zeros(B)
-    hidden = torch.zeros(B, device=condition.device)
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal elevation
-        denoised, elevation = model(x, sigma.expand(B), image)
-        if guidance != 1:
-            denoised = guided(denoised, model(x, sigma.expand(B), image, hidden)[0], guidance)
-        return denoised.clamp(-1, 1)
-
-    views = dpm_solver_2m(denoise, x, sigmas)
-    return from_model(views), elevation
-
-
-@torch.no_grad()
 def validate(
     model: MultiviewUNet,
     batches: OrbitBatches,
@@ -91,7 +53,7 @@ def validate(
         model: The denoiser.
         batches: The orbits.
         steps: Network evaluations an orbit.
-        guidance: See `generate`.
+        guidance: See `sample_orbit`.
         limit: How many orbits, spread evenly over all; 0 takes all.
         picture: Where a sheet of pictures is written: rows of truth above rows of results.
         batch: Orbits generated at once.
@@ -105,7 +67,7 @@ def validate(
         truth, elevation = batches.take(rows[i : i + batch])
         noise = torch.Generator(truth.device).manual_seed(seed + i)
         with torch.autocast(truth.device.type, torch.bfloat16, enabled=truth.is_cuda):
-            views, guess = generate(model, truth[:, 0], steps, guidance, noise)
+            views, guess = sample_orbit(model, truth[:, 0], steps, noise, guidance=guidance)
         table.append([*_compare(views, truth), (guess - elevation).abs().cpu()])
         step = max(1, count // 16)
         sheet += [(truth[j], views[j]) for j in range(len(truth)) if (i + j) % step == 0]

@@ -1,0 +1,222 @@
+"""`mini`: our own orbit generator. 16 RGBA views of 128 pixels and the elevation, from one picture, on any machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from im3d.errors import ModelError, OutOfMemoryError
+from im3d.generators.base import Subject
+from im3d.generators.mini_model import MultiviewUNet, from_model, to_model
+from im3d.generators.sampling import dpm_solver_2m, guided, karras_sigmas, noised, restart_sigmas
+from im3d.images import OrbitViews, premultiplied, resized
+from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
+from im3d.paths import models_folder
+from im3d.progress import Progress, silent
+
+FloatArray = NDArray[np.float32]
+
+# The noise ladder at 64 pixels; it scales with the side of the pictures (see MultiviewUNet._embedding).
+SIGMA_MIN, SIGMA_MAX = 0.015, 40.0
+SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights" / "mini"
+
+
+class MiniGenerator:
+    """`mini` as a `Generator`. The weights are read at the first use.
+
+    Args:
+        device: Where to compute.
+        steps: Denoising steps of the first orbit.
+        guidance: Scale of the classifier-free guidance; 1 is none and halves the work.
+        weights: Folder with config.json and safetensors; by default the shipped ones, or else `mini` in the folder of
+            installed models.
+    """
+
+    name = "mini"
+    input_frame = 0
+    can_refine = True
+
+    def __init__(
+        self, device: torch.device | str = "cpu", steps: int = 12, guidance: float = 1.0, weights: Path | None = None
+    ) -> None:
+        self._device = torch.device(device)
+        self._steps, self._guidance = steps, guidance
+        self._folder = weights or mini_weights()
+        config = _config(self._folder)
+        self.size = int(config["sample_size"])
+        self.orbit = Orbit.uniform(int(config["views"]), None, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
+        self.network_calls = 0
+        self._model: MultiviewUNet | None = None
+
+    def generate(self, subject: Subject, seed: int, progress: Progress) -> OrbitViews:
+        """The orbit of a subject, from noise; see `Generator.generate`."""
+        return self._views(subject, None, None, self._steps, seed, progress)
+
+    def refine(
+        self, subject: Subject, renders: OrbitViews, noise: float, steps: int, seed: int, progress: Progress
+    ) -> OrbitViews:
+        """Renders of the splats, noised and denoised again; see `Generator.refine`. Their elevation is kept."""
+        if renders.orbit.azimuths_deg != self.orbit.azimuths_deg:
+            raise ValueError("the renders are not of this generator's azimuths")
+        return self._views(subject, renders.resized(self.size), noise, steps, seed, progress)
+
+    def release(self) -> None:
+        """Frees the memory of the network; the next use reads it again."""
+        self._model = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _views(
+        self,
+        subject: Subject,
+        renders: OrbitViews | None,
+        noise: float | None,
+        steps: int,
+        seed: int,
+        progress: Progress,
+    ) -> OrbitViews:
+        picture = subject.rgba if len(subject.rgba) == self.size else resized(subject.rgba, self.size, self.size)
+        start = None if renders is None else _as_tensor(renders.rgba)[None].to(self._device)
+        before = self.network_calls
+
+        def counted(step: int, steps: int, preview: FloatArray | None = None) -> None:
+            self.network_calls = before + step
+            progress(step, steps, preview)
+
+        try:
+            views, elevation = sample_orbit(
+                self._loaded(),
+                _as_tensor(picture)[None].to(self._device),
+                steps,
+                torch.Generator("cpu").manual_seed(seed),
+                guidance=self._guidance,
+                start=start,
+                noise=1.0 if noise is None else noise,
+                progress=counted,
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                "mini does not fit into the memory of the GPU.", "Close other programs that use it, or use the CPU."
+            ) from error
+        rgba = _straight(views[0])
+        rgba[self.input_frame] = picture
+        angle = float(elevation[0].clamp(-MAX_ELEVATION_DEG, MAX_ELEVATION_DEG))
+        known = renders.orbit.elevation_deg if renders is not None else None
+        orbit = Orbit(self.orbit.azimuths_deg, angle if known is None else known, self.orbit.fov_deg, self.orbit.radius)
+        return OrbitViews(rgba, orbit)
+
+    def _loaded(self) -> MultiviewUNet:
+        if self._model is None:
+            try:
+                model = MultiviewUNet.from_pretrained(self._folder, torch_dtype=torch.float32)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ModelError(
+                    f"The weights of mini in {self._folder} cannot be read.", "Install im3d again."
+                ) from error
+            self._model = model.to(self._device, memory_format=torch.channels_last).eval()
+        return self._model
+
+
+@torch.inference_mode()
+def sample_orbit(
+    model: MultiviewUNet,
+    condition: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    guidance: float = 1.0,
+    start: Tensor | None = None,
+    noise: float = 1.0,
+    progress: Progress = silent,
+) -> tuple[Tensor, Tensor]:
+    """Orbits denoised by DPM-Solver++, from noise or from noised renders (paper 3.4).
+
+    The input view is known, so each step puts it in the place of its estimate. Without `start`, the noise is added to
+    copies of the input view rather than to nothing: the mean over all pixels shows through even the highest level, and
+    that of nothing (a half-covered grey) was never seen in training.
+
+    Args:
+        model: The denoiser.
+        condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
+        steps: Network evaluations.
+        generator: Of the noise.
+        guidance: Classifier-free guidance; 1 is none and saves half of the work.
+        start: (B, K, 4, S, S) renders to restart from, premultiplied RGBA in [0, 1].
+        noise: Share of the noise ladder to start at.
+        progress: Told of each step, with a preview.
+
+    Returns:
+        (B, K, 4, S, S) premultiplied RGBA in [0, 1] and (B,) elevations in degrees.
+    """
+    B, _, S, _ = condition.shape
+    scale = S / 64
+    low, high = SIGMA_MIN * scale, SIGMA_MAX * scale
+    sigmas = karras_sigmas(steps, low, high) if noise == 1 else restart_sigmas(steps, noise, low, high)
+    sigmas = sigmas.to(condition.device)
+    image = to_model(condition)
+    begin = image[:, None].expand(-1, model.config["views"], -1, -1, -1) if start is None else to_model(start)
+    elevation = torch.zeros(B)
+    hidden = torch.zeros(B, device=condition.device)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal elevation
+        denoised, elevation = model(x, sigma.expand(B), image)
+        if guidance != 1:
+            denoised = guided(denoised, model(x, sigma.expand(B), image, hidden)[0], guidance)
+        denoised = denoised.clamp(-1, 1)
+        denoised[:, 0] = image
+        return denoised
+
+    def told(step: int, steps: int, denoised: Tensor) -> None:
+        progress(step, steps, _contact_sheet(denoised[0]) if progress is not silent else None)
+
+    views = dpm_solver_2m(denoise, noised(begin, sigmas[0], generator), sigmas, told)
+    return from_model(views), elevation
+
+
+def mini_weights() -> Path:
+    """The folder of mini's weights.
+
+    Raises:
+        ModelError: They are not installed.
+    """
+    for folder in (SHIPPED_WEIGHTS, models_folder() / "mini"):
+        if (folder / "config.json").exists():
+            return folder
+    raise ModelError(
+        "The weights of mini are not installed.",
+        f"Put them into {models_folder() / 'mini'}, or choose another --generator.",
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return data
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} holds no weights of mini.", "Name a folder that training exported.") from error
+
+
+def _contact_sheet(views: Tensor) -> FloatArray:
+    """Four views of (K, 4, S, S), a quarter turn apart, side by side on white: (S, 4·S, 3)."""
+    rgba = from_model(views[:: max(1, len(views) // 4)][:4].float()).cpu()
+    rgb = (rgba[:, :3] + 1 - rgba[:, 3:]).clamp(0, 1)
+    return np.concatenate(list(rgb.permute(0, 2, 3, 1).numpy()), axis=1)
+
+
+def _as_tensor(rgba: FloatArray) -> Tensor:
+    """Straight (…, S, S, 4) to premultiplied (…, 4, S, S)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(premultiplied(rgba), -1, -3)))
+
+
+def _straight(views: Tensor) -> FloatArray:
+    """Premultiplied (K, 4, S, S) to straight (K, S, S, 4)."""
+    rgba = np.moveaxis(views.float().cpu().numpy(), -3, -1)
+    alpha = rgba[..., 3:]
+    rgb = np.divide(rgba[..., :3], alpha, out=np.zeros_like(rgba[..., :3]), where=alpha > 1 / 255)
+    return np.ascontiguousarray(np.concatenate([rgb.clip(0, 1), alpha], axis=-1), dtype=np.float32)
