@@ -57,13 +57,12 @@ class IM3D_PT_jobs(bpy.types.Panel):
         number = thumbnails.icon(job.thumbnail)
         if number:
             box.template_icon(icon_value=number, scale=THUMBNAIL_SCALE)
-        facts = box.row()
+        facts = box.column()
         facts.active = False
+        facts.scale_y = 0.75
         facts.label(text=job.finished, translate=False)
         if job.facts:
-            right = facts.row()
-            right.alignment = "RIGHT"
-            right.label(text=job.facts, translate=False)
+            facts.label(text=job.facts, translate=False)
 
         column = self.layout.column()
         column.use_property_split = True

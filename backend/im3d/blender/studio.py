@@ -9,12 +9,13 @@ import os
 import sys
 
 import bpy
+import numpy as np
 from mathutils import Vector
 
 # A little to the right of the front and above: the front and one side are seen, and the top of most props.
 AZIMUTH, ELEVATION = math.radians(28), math.radians(20)
 FOV = math.radians(24)
-# Share of the picture that the object's bounding box fills.
+# Share of the picture's width or height that the object fills.
 FILL = 0.84
 BACKDROP = (0.83, 0.83, 0.83, 1.0)
 # Radiance of a white surface by the light from everywhere, and by the key light that it faces.
@@ -49,13 +50,15 @@ def set_up(obj, size):
     """Adds world, key light and a camera that frames the object in a square picture of `size` pixels."""
     scene = bpy.context.scene
     bpy.context.view_layer.update()
-    corners = [obj.matrix_world @ Vector(c) for c in obj.bound_box]
-    centre = sum(corners, Vector()) / 8
-    radius = max((c - centre).length for c in corners)
+    points = np.empty(3 * len(obj.data.vertices), dtype=np.float32)
+    obj.data.vertices.foreach_get("co", points)
+    points = points.reshape(-1, 3) + np.array(obj.location, dtype=np.float32)
+    centre = Vector((points.min(axis=0) + points.max(axis=0)).tolist()) / 2
+    radius = float(np.linalg.norm(points - np.array(centre), axis=1).max())
     scene.render.resolution_x = scene.render.resolution_y = size
     scene.render.resolution_percentage = 100
     scene.world = _world()
-    _add_camera(scene, corners, centre, radius)
+    _add_camera(scene, points, centre, radius)
     _add_key_light(scene, centre, radius)
 
 
@@ -82,7 +85,8 @@ def _world():
     return world
 
 
-def _add_camera(scene, corners, centre, radius):
+def _add_camera(scene, points, centre, radius):
+    """A camera that has all the points, (V, 3), in the wanted share of its picture."""
     direction = Vector(
         (
             math.cos(ELEVATION) * math.sin(AZIMUTH),
@@ -96,15 +100,18 @@ def _add_camera(scene, corners, centre, radius):
     camera.rotation_euler = direction.to_track_quat("Z", "Y").to_euler()
     scene.collection.objects.link(camera)
     scene.camera = camera
-    # The distance at which every corner of the box is inside the wanted share of the picture.
-    turned = camera.rotation_euler.to_matrix().transposed()
-    seen = [turned @ (c - centre) for c in corners]
-    # Seen from an angle, the box's middle is not the middle of its outline.
-    shift_x = (max(p.x for p in seen) + min(p.x for p in seen)) / 2
-    shift_y = (max(p.y for p in seen) + min(p.y for p in seen)) / 2
+    turned = np.array(camera.rotation_euler.to_matrix())
+    seen = (points - np.array(centre)) @ turned
     slope = math.tan(FOV / 2) * FILL
-    distance = max(p.z + max(abs(p.x - shift_x), abs(p.y - shift_y)) / slope for p in seen)
-    camera.location = centre + turned.transposed() @ Vector((shift_x, shift_y, distance))
+    # The lines of sight that just touch the points on one side meet those of the other side at the camera.
+    offset, distances = np.zeros(3), []
+    for axis in (0, 1):
+        high, low = (seen[:, axis] + slope * seen[:, 2]).max(), (slope * seen[:, 2] - seen[:, axis]).max()
+        offset[axis] = (high - low) / 2
+        distances.append((high + low) / (2 * slope))
+    distance = max(distances)
+    offset[2] = distance
+    camera.location = centre + Vector((turned @ offset).tolist())
     camera.data.clip_start, camera.data.clip_end = distance / 100, 100 * (distance + radius)
 
 
