@@ -14,6 +14,7 @@ from im3d.evaluate.run import Plan
 from im3d.evaluate.warp import Warp, warped
 from im3d.images import OrbitViews
 from im3d.orbit import Orbit
+from im3d.settings import parse_overrides, preset_settings
 
 CUBE = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 2 3\nf 1 2 4\nf 2 3 4\nf 1 3 4\n"
 
@@ -99,8 +100,16 @@ def test_variants_of_the_paper() -> None:
     plan = Plan("oracle", 16, 256, 0, "standard", ("fit.iterations=10",))
     assert [v.plan for v in variants(None, plan)] == [plan]
     losses = variants("losses", plan)
-    assert losses[0].plan == plan
-    assert losses[2].plan.settings == ("fit.iterations=10", "fit.lpips=0", "fit.rgb=10")
+    shipped = preset_settings("standard", given_views=True)
+    weights = [parse_overrides(shipped, v.plan.settings).fit for v in losses]
+    assert [(f.lpips, f.ms_ssim, f.mask, f.rgb) for f in weights] == [
+        (10, 0.2, 1, 0),
+        (0, 0.2, 1, 0),
+        (0, 0.2, 1, 10),
+        (10, 0, 1, 0),
+        (10, 0.2, 0, 0),
+    ]
+    assert all(f.iterations == 10 for f in weights)
     assert len({v.name for v in losses}) == 5
     assert [v.plan.views for v in variants("frames", plan)] == [16, 8, 4]
     with pytest.raises(InputError, match="cannot be refined"):

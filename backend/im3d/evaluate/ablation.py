@@ -8,9 +8,14 @@ from typing import Literal, get_args
 
 from im3d.errors import InputError
 from im3d.evaluate.run import GIVEN_VIEWS, Plan
+from im3d.settings import FitSettings
 
 Ablation = Literal["losses", "frames", "representation", "iterations"]
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
+
+# The product compares given views by colour alone; what imitates or compares generators must say the paper's weights.
+_PAPER = FitSettings()
+PAPER_LOSSES = tuple(f"fit.{name}={getattr(_PAPER, name)}" for name in ("lpips", "ms_ssim", "mask", "rgb"))
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,12 @@ def variants(ablation: Ablation | None, plan: Plan) -> list[Variant]:
         return [Variant("run", plan.source, plan)]
     if ablation == "losses":
         return [
-            Variant("full", "all losses", plan),
-            _set(plan, "no-lpips", "without LPIPS", "fit.lpips=0"),
+            _set(plan, "full", "all losses of the paper", *PAPER_LOSSES),
+            _set(plan, "no-lpips", "without LPIPS", *PAPER_LOSSES, "fit.lpips=0"),
             # The colour loss takes over LPIPS's weight, as in the paper's "replace LPIPS by RGB".
-            _set(plan, "rgb", "RGB instead of LPIPS", "fit.lpips=0", "fit.rgb=10"),
-            _set(plan, "no-ms-ssim", "without MS-SSIM", "fit.ms_ssim=0"),
-            _set(plan, "no-mask", "without mask loss", "fit.mask=0"),
+            _set(plan, "rgb", "RGB instead of LPIPS", *PAPER_LOSSES, "fit.lpips=0", "fit.rgb=10"),
+            _set(plan, "no-ms-ssim", "without MS-SSIM", *PAPER_LOSSES, "fit.ms_ssim=0"),
+            _set(plan, "no-mask", "without mask loss", *PAPER_LOSSES, "fit.mask=0"),
         ]
     if ablation == "frames":
         if plan.source not in GIVEN_VIEWS:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Returns 0 when every object went through, 1 otherwise; the report is written in both cases."""
     import torch
 
-    from im3d.evaluate.ablation import variants
+    from im3d.evaluate.ablation import PAPER_LOSSES, variants
     from im3d.evaluate.clip import load_clip
     from im3d.evaluate.objects import find_objects
     from im3d.evaluate.report import write_report
@@ -77,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     # Ends like Ctrl-C: the job that is running is stopped too, and can be taken up again.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settings = [*args.set, *([f"mesh.route={args.mesh_route}"] if args.mesh_route else [])]
+    # Distorted views stand for a generator's, which the product compares by the paper's losses.
+    losses = PAPER_LOSSES if args.source == "warped" else ()
+    settings = [*losses, *args.set, *([f"mesh.route={args.mesh_route}"] if args.mesh_route else [])]
     parse_overrides(preset_settings(args.preset), settings)
     plan = Plan(args.source, args.views, SIZE, args.seed, args.preset, tuple(settings))
     chosen = variants(args.ablation, plan)
