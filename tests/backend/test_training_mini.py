@@ -136,17 +136,17 @@ def test_learning_rate_rises_and_falls() -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    settings = TrainSettings(size=32, batch=4, steps=40, warmup=5, learning_rate=2e-3)
+    settings = TrainSettings(size=32, batch=2, steps=24, warmup=5, learning_rate=2e-3)
     model, _, _ = initial_model(None, 0, **TINY)
     trainer = Trainer(model, settings, Place(torch.device("cpu")))
-    views = torch.zeros(4, 16, 4, 32, 32)
+    views = torch.zeros(2, 16, 4, 32, 32)
     views[..., 8:24, 10:22] = 0.8
-    elevation = torch.full((4,), 30.0)
+    elevation = torch.full((2,), 30.0)
     losses = []
-    for step in range(40):
+    for step in range(24):
         generator = torch.Generator().manual_seed(step)
         losses.append(trainer.train_step(views, elevation, generator, 2e-3)[0].item())
-    assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:8])
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
 
 
 def test_scores_of_a_perfect_generator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,8 @@ def render_packs(
     """
     opened = [Pack.open(path) for path in packs]
     counts = [min(len(pack), limit) if limit else len(pack) for pack in opened]
-    request = [[p.name, os.path.getsize(p), n] for p, n in zip(packs, counts, strict=True)]
-    request += [[size, orbits], *(pack.splits for pack in opened)]
+    request: list[object] = [[p.name, os.path.getsize(p), n] for p, n in zip(packs, counts, strict=True)]
+    request += [[size, orbits], *[pack.splits for pack in opened]]
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
     data, index = folder / f"orbits-{digest}.u8", folder / f"orbits-{digest}.npz"
     if not index.exists():
