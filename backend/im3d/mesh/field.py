@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import binary_dilation, binary_opening, distance_transform_edt, gaussian_filter
 
 from im3d.images import OrbitViews
 from im3d.mesh.silhouettes import Grid, hull_field, hull_grid, signed_distances
@@ -31,6 +31,8 @@ FloatArray = NDArray[np.float32]
 # sampling.
 REFERENCE_GRID = 192
 MARGIN = 0.03  # share of the object's size kept free around it in the grid
+# A part of the hull that a ball of this many voxels does not fit into is thin.
+THIN_VOXELS = 2
 # Orbits that look down from more than this see tops but no undersides; flatter ones see neither.
 LOW_ORBIT_DEG = 8.0
 
@@ -78,7 +80,10 @@ def fused_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings,
     progress(4, 5)
     if settings.blur > 0:
         values = gaussian_filter(values, settings.blur * settings.grid / REFERENCE_GRID)
-    values = np.maximum(values, np.clip(hull / truncation, -1, 1))
+    cut = np.clip(hull / truncation, -1, 1)
+    values = np.maximum(values, cut)
+    thin = _thin_parts(hull, gaussians, grid)
+    values[thin] = cut[thin]
     floor = _lowest_seen(maps, everyone, len(cameras))
     below = floor - (grid.low[2] + grid.step * np.arange(grid.n))
     values = np.maximum(values, np.clip(below / truncation, -1, 1).astype(np.float32))
@@ -109,6 +114,23 @@ def _inverse_covariances(gaussians: Gaussians) -> FloatArray:
     A = rotation_matrices(gaussians.quats) / gaussians.scales[:, None, :]
     inverse: FloatArray = (A @ A.transpose(1, 2)).numpy()
     return np.ascontiguousarray(inverse)
+
+
+def _thin_parts(hull: FloatArray, gaussians: Gaussians, grid: Grid) -> NDArray[np.bool_]:
+    """Voxels of the hull's thin parts that hold splats: rods and wires a few voxels thick.
+
+    Depth fused over many views loses what is thinner than its own blur. Where the silhouettes leave so little room,
+    their hull is the object.
+    """
+    inside = hull < 0
+    thick = binary_dilation(binary_opening(inside, iterations=THIN_VOXELS), iterations=THIN_VOXELS)
+    solid = gaussians.means[gaussians.opacities > 0.5].numpy()
+    index = np.round((solid - grid.low) / grid.step).astype(int)
+    index = index[((index >= 0) & (index < grid.n)).all(axis=1)]
+    held = np.zeros_like(inside)
+    held[tuple(index.T)] = True
+    thin: NDArray[np.bool_] = inside & ~thick & binary_dilation(held, iterations=THIN_VOXELS)
+    return thin
 
 
 def _virtual_cameras(count: int, elevation: float, radius: float, like: Cameras) -> tuple[Cameras, NDArray[np.bool_]]:
