@@ -194,6 +194,22 @@ def test_render_preview_shows_the_object(job: Path, tmp_path: Path) -> None:
     assert abs(middle - corner) > 20
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for the Blender executable")
+def test_a_blender_executable_is_given_script_and_task(job: Path, tmp_path: Path) -> None:
+    """The executable is played by this Python's bpy: script and task are the 6th and 8th argument of Blender's own."""
+    from im3d.blender import find_blender, save_blend
+    from im3d.errors import Im3dError
+
+    program = tmp_path / "blender"
+    program.write_text(f'#!/bin/sh\n[ "$5$7" = "--python--" ] && exec "{sys.executable}" -I "$6" "$8"\n')
+    program.chmod(0o755)
+    save_blend(find_blender(program), job / "mesh.glb", "Kiste grün", tmp_path / "box.blend")
+    assert (tmp_path / "box.blend").stat().st_size > 1000
+    with pytest.raises(Im3dError, match="There is no file"):
+        save_blend(find_blender(program), tmp_path / "absent.glb", "x", tmp_path / "absent.blend")
+    assert [p.name for p in tmp_path.glob("*absent*")] == []
+
+
 def test_a_program_that_is_no_blender_is_refused(tmp_path: Path) -> None:
     from im3d.blender import find_blender
     from im3d.errors import InputError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from im3d.storage import make_folder, replacing
 SCRIPTS = Path(__file__).parent
 # Variables of the caller's Python that would break Blender's own.
 FOREIGN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
-VERSION_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def find_blender(explicit: Path | None = None) -> Blender:
         InputError: There is none, or the named one is not an executable.
     """
     if explicit is not None:
-        found = shutil.which(explicit)
+        found = shutil.which(str(explicit))
         if found is None:
             raise InputError(f"{explicit} is not a Blender executable.", "Give the path of the blender program.")
         return _executable(found)
@@ -166,5 +166,9 @@ def _failure(blender: Blender, script: str, done: subprocess.CompletedProcess[st
         return DiskError("The disk is full: Blender could not write its file.", "Free some space and try again.")
     if done.returncode == -9 or "MemoryError" in text:
         return OutOfMemoryError("Blender ran out of memory.", "Close other programs and try again.")
-    last = said[-1] if said else "it said nothing"
-    return Im3dError(f"{blender} failed in {script} (status {done.returncode}): {last}", "Check this Blender.")
+    # A Blender executable says more after the exception that stopped the script.
+    raised = [line for line in said if re.match(r"[\w.]+(Error|Exception): ", line)]
+    last = (raised or said or ["it said nothing"])[-1]
+    return Im3dError(
+        f"{blender} failed in {script} (status {done.returncode}): {last.rstrip('.')}.", "Check this Blender."
+    )

@@ -12,6 +12,7 @@ import bpy
 import numpy as np
 from mathutils import Vector
 
+OLDEST = (4, 2, 0)
 # A little to the right of the front and above: the front and one side are seen, and the top of most props.
 AZIMUTH, ELEVATION = math.radians(28), math.radians(20)
 FOV = math.radians(24)
@@ -35,7 +36,13 @@ def load_importing(path):
 
 
 def empty_scene():
-    """A new file without objects, in metres."""
+    """A new file without objects, in metres.
+
+    Raises:
+        RuntimeError: This Blender is too old.
+    """
+    if bpy.app.version < OLDEST:
+        raise RuntimeError(f"Blender {bpy.app.version_string} is too old, 4.2 or newer is needed")
     bpy.ops.wm.read_factory_settings(use_empty=True)
     scene = bpy.context.scene
     scene.unit_settings.system = "METRIC"
