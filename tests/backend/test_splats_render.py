@@ -16,7 +16,8 @@ from im3d.errors import InputError
 from im3d.orbit import Cameras, Orbit
 from im3d.splats import rasterize_cuda
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import MIN_ALPHA, project
+from im3d.splats.project import MIN_ALPHA, Projected, project
+from im3d.splats.project_cpu import project_fused
 from im3d.splats.rasterize_cpu import TILE, bin_tiles
 from im3d.splats.render import best_rasterizer, blending_weights, render
 
@@ -46,6 +47,43 @@ def test_images_and_gradients_equal_a_dense_reference(count: int, size: int, spr
     mine, reference = gradients(gaussians, drawn.rgb[0], drawn.alpha[0]), gradients(gaussians, rgb, alpha)
     for name, a, b in zip(FIELDS, mine, reference, strict=True):
         assert (a - b).norm() / b.norm() < 1e-5, name
+
+
+def test_the_fused_projection_equals_the_plain_one() -> None:
+    """Also outside the cone of view, where the linearisation is clamped, and behind the camera."""
+    inside = random_gaussians(600, 0.05, seed=3)
+    means = torch.cat([inside.means.detach(), 6 * torch.randn(600, 3, generator=torch.Generator().manual_seed(1))])
+    others = [torch.cat([getattr(inside, name).detach()] * 2) for name in FIELDS[1:]]
+    leaves = [t.clone().requires_grad_(True) for t in (means, *others)]
+    gaussians = Gaussians(**dict(zip(FIELDS, leaves, strict=True)))
+    camera = cameras(96, 2)
+    plain, fused = project(gaussians, camera, 1), project_fused(gaussians, camera, 1)
+    assert 0.05 < plain.visible.float().mean() < 0.95
+    assert torch.equal(plain.visible, fused.visible)
+    for name in ("means2d", "conics", "depths", "extents"):
+        torch.testing.assert_close(getattr(plain, name), getattr(fused, name), rtol=3e-5, atol=1e-6)
+
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(1200, 2, generator=generator), torch.randn(1200, 3, generator=generator)
+    near = plain.depths > 0.05
+
+    def shape_gradients(p: Projected) -> list[Tensor]:
+        loss = ((p.means2d * weights[0]).sum(dim=1) + (p.conics * weights[1]).sum(dim=1))[near].sum()
+        return list(torch.autograd.grad(loss, leaves[:3]))
+
+    for name, a, b in zip(FIELDS, shape_gradients(plain), shape_gradients(fused), strict=False):
+        assert (a - b).norm() / a.norm() < 1e-5, name
+
+
+def test_splats_at_one_depth_keep_their_order() -> None:
+    gaussians = random_gaussians(3000, 0.05, seed=9).detach()
+    projected = project(gaussians, cameras(64))
+    rounded = dataclasses.replace(projected, depths=(projected.depths * 20).round() / 20)
+    tiles = bin_tiles(rounded, 64)
+    rank = np.empty(3000, int)
+    rank[np.argsort(rounded.depths.numpy(), kind="stable")] = np.arange(3000)
+    for first, end in zip(tiles.offsets[:-1], tiles.offsets[1:], strict=True):
+        assert (np.diff(rank[tiles.splats[first:end]]) > 0).all()
 
 
 def test_the_image_is_the_closed_form_of_one_gaussian() -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from im3d.orbit import Cameras
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import camera_covariance, project
+from im3d.splats.project import camera_covariance
+from im3d.splats.project_cpu import project_fused
 from im3d.splats.rasterize_cpu import TILE, bin_tiles
 
 FloatArray = NDArray[np.float32]
@@ -54,7 +55,7 @@ def median_depth(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> D
     centres = torch.from_numpy(cameras.centres)
     with torch.no_grad():
         for k in range(len(cameras)):
-            projected = project(gaussians, cameras, k)
+            projected = project_fused(gaussians, cameras, k)
             tiles = bin_tiles(projected, size)
             slope, thickness = _depth_slope(gaussians, projected.conics, cameras, k)
             cosine = (F.normalize(centres[k] - gaussians.means, dim=1) * seen_from).sum(dim=1)

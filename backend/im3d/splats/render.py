@@ -12,7 +12,6 @@ from im3d.errors import InputError
 from im3d.orbit import Cameras
 from im3d.splats import rasterize_cuda
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import project
 
 Rasterizer = Literal["cuda", "cpu"]
 
@@ -82,10 +81,11 @@ def render(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer, color
         return Rendered(rgb, 1 - transmittance, means2d, visible)
 
     from im3d.splats import rasterize_cpu
+    from im3d.splats.project_cpu import project_fused
 
     images, transmittances, projections = [], [], []
     for index in range(len(cameras)):
-        projected = project(gaussians, cameras, index)
+        projected = project_fused(gaussians, cameras, index)
         if projected.means2d.requires_grad:
             projected.means2d.retain_grad()
         image, through = rasterize_cpu.rasterize(projected, colors, cameras.size)
