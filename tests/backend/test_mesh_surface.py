@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from scipy.ndimage import distance_transform_edt
 
 from im3d.errors import InputError
 from im3d.images import OrbitViews
 from im3d.mesh.build import build_surface
+from im3d.mesh.distance import distance_to_false
 from im3d.mesh.draw import rasterize_mesh, to_screen
 from im3d.mesh.field import Field, density_field
 from im3d.mesh.silhouettes import Grid, hull_field, hull_grid, signed_distances
@@ -214,6 +216,16 @@ def fitted() -> tuple[Gaussians, OrbitViews]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.9999])
+def test_distances_equal_scipys(share: float) -> None:
+    mask = np.random.default_rng(3).random((150, 97)) < share
+    np.testing.assert_allclose(distance_to_false(mask), distance_transform_edt(mask), atol=1e-5)
+
+
+def test_without_a_false_sample_everything_is_far() -> None:
+    assert (distance_to_false(np.ones((9, 12), bool)) > 1e5).all()
+
+
 def test_the_fitted_object_has_the_true_surface(fitted: tuple[Gaussians, OrbitViews]) -> None:
     surface = build_surface(*fitted, MeshSettings(grid=160, faces=15000))
     stats = mesh_stats(surface.mesh)

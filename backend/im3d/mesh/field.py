@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_opening, distance_transform_edt, gaussian_filter
+from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter
 
 from im3d.images import OrbitViews
+from im3d.mesh.distance import distance_to_false
 from im3d.mesh.silhouettes import Grid, hull_field, hull_grid, signed_distances
 from im3d.orbit import Cameras, look_at_origin
 from im3d.progress import Progress, silent
@@ -180,7 +181,7 @@ def _fuse(
     behind: float,
 ) -> FloatArray:
     """Truncated signed distances averaged over the cameras; see `_fuse_kernel`."""
-    outside = np.stack([distance_transform_edt(alpha < 0.5) for alpha in maps.alpha]) - 0.5
+    outside = np.stack([distance_to_false(alpha < 0.5) for alpha in maps.alpha]) - 0.5
     is_real = np.arange(len(cameras)) < real
     may_carve = np.concatenate([np.ones(real, bool), carves])
     return _fuse_kernel(

@@ -175,10 +175,10 @@ def _real_parts(mesh: TriangleMesh, views: OrbitViews) -> TriangleMesh:
     keep = candidates
     if len(candidates) > 1:
         cameras = views.orbit.cameras(views.size)
+        screens = [to_screen(mesh.vertices, cameras, k) for k in range(len(cameras))]
         covers = []
         for part in candidates:
             faces = mesh.faces[labels == part]
-            screens = [to_screen(mesh.vertices, cameras, k) for k in range(len(cameras))]
             covers.append(np.stack([rasterize_mesh(s, faces, cameras.size).face >= 0 for s in screens]))
         alone = np.sum(covers, axis=0) == 1
         masks = views.rgba[..., 3] > 0.5

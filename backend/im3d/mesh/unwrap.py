@@ -17,6 +17,7 @@ FloatArray = NDArray[np.float32]
 # 20 000 faces take 1.2 s; a minute means that it hangs.
 TIME_LIMIT_S = 60.0
 PADDING_PX = 4
+WORKER = Path(__file__).with_name("xatlas_worker.py")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def _xatlas(mesh: TriangleMesh, texture_size: int) -> tuple[NDArray[np.int32], N
     with tempfile.TemporaryDirectory(prefix="im3d-") as folder:
         source, result = Path(folder) / "mesh.npz", Path(folder) / "atlas.npz"
         np.savez(source, vertices=mesh.vertices, faces=mesh.faces)
-        command = [sys.executable, __file__, str(source), str(result), str(texture_size)]
+        command = [sys.executable, str(WORKER), str(source), str(result), str(texture_size), str(PADDING_PX)]
         try:
             subprocess.run(command, check=True, timeout=TIME_LIMIT_S, capture_output=True)
             with np.load(result) as atlas:
@@ -75,25 +76,3 @@ def _grid_atlas(mesh: TriangleMesh, texture_size: int) -> tuple[NDArray[np.int32
     shapes = np.where((np.arange(count) % 2 == 0)[:, None, None], lower, upper)
     uv = (corner[:, None] + shapes).reshape(-1, 2).astype(np.float32)
     return mesh.faces.reshape(-1).astype(np.int32), np.arange(3 * count, dtype=np.int32).reshape(-1, 3), uv
-
-
-def _worker(source: str, result: str, texture_size: int) -> None:
-    import xatlas
-
-    with np.load(source) as data:
-        vertices, faces = data["vertices"], data["faces"]
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(vertices, faces.astype(np.uint32))
-    options = xatlas.PackOptions()
-    options.resolution = texture_size
-    options.padding = PADDING_PX
-    options.bilinear = True
-    atlas.generate(xatlas.ChartOptions(), options)
-    mapping, indices, uv = atlas[0]
-    if atlas.atlas_count != 1:  # the charts did not fit one page: let xatlas choose the texel size
-        mapping, indices, uv = xatlas.parametrize(vertices, faces.astype(np.uint32))
-    np.savez(result, source=mapping.astype(np.int32), faces=indices.astype(np.int32), uv=uv.astype(np.float32))
-
-
-if __name__ == "__main__":
-    _worker(sys.argv[1], sys.argv[2], int(sys.argv[3]))
