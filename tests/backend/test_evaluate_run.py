@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from im3d.evaluate import run as evaluation
 from im3d.evaluate.ablation import Variant
 from im3d.evaluate.clip import Clip, clip_similarity, load_clip
 from im3d.evaluate.consistency import cameras_between, compare_halves
-from im3d.evaluate.objects import EvaluationObject
+from im3d.evaluate.objects import EvaluationObject, Truth
 from im3d.evaluate.render import RenderJob, load_surface, load_views, render_views
 from im3d.evaluate.report import write_report
-from im3d.evaluate.run import Instruments, Plan, evaluate_object
+from im3d.evaluate.run import Instruments, Plan, evaluate_object, source_arguments
 from im3d.evaluate.tables import HEADLINE, summaries
+from im3d.images import OrbitViews
 from im3d.orbit import GLTF_FROM_WORLD, Orbit
 from im3d.packs import Part, Prop
 from im3d.splats.gaussians import Gaussians
@@ -187,6 +189,18 @@ def test_failures_are_rows_and_finished_rows_are_kept(tmp_path: Path, monkeypatc
     again = evaluate_object(ITEM, Plan("warped", 16, 64, 0, "draft"), tmp_path / "o", instruments)
     assert again["mesh"]["psnr"] == 31.0
     assert not (tmp_path / "o" / "job").exists()
+
+
+@pytest.mark.parametrize("withheld", [False, True])
+def test_the_elevation_is_withheld_on_demand(tmp_path: Path, withheld: bool) -> None:
+    views = OrbitViews(np.ones((4, 16, 16, 4), np.float32), Orbit.uniform(4, 17.0))
+    cameras = views.orbit.cameras(16)
+    truth = Truth(views, views.rgba, cameras, np.zeros((3, 3), np.float32), np.array([[0, 1, 2]], np.int32))
+    plan = dataclasses.replace(PLAN, withhold_elevation=withheld)
+    assert source_arguments(plan, truth, tmp_path) == ["--views", str(tmp_path / "views")]
+    orbit = Orbit.from_json(json.loads((tmp_path / "views" / "orbit.json").read_text()))
+    assert orbit.elevation_deg == (None if withheld else 17.0)
+    assert (orbit.azimuths_deg, orbit.radius) == (views.orbit.azimuths_deg, views.orbit.radius)
 
 
 def test_report_shows_numbers_worst_case_and_failures(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="oracle: true views; warped: true views made inconsistent; or a generator, from the first true view",
     )
     how.add_argument("--views", type=int, default=16, metavar="K", help="views in the orbit (default: 16)")
+    how.add_argument(
+        "--withhold-elevation", action="store_true", help="let the product estimate the elevation of given views"
+    )
     how.add_argument("--preset", choices=("draft", "standard", "paper"), default="standard", help="of the jobs")
     how.add_argument("--mesh-route", choices=("fusion", "density"), help="shorthand for --set mesh.route=…")
     how.add_argument(
@@ -81,7 +84,15 @@ def run(args: argparse.Namespace) -> int:
     losses = PAPER_LOSSES if args.source == "warped" else ()
     settings = [*losses, *args.set, *([f"mesh.route={args.mesh_route}"] if args.mesh_route else [])]
     parse_overrides(preset_settings(args.preset), settings)
-    plan = Plan(args.source, args.views, SIZE, args.seed, args.preset, tuple(settings))
+    plan = Plan(
+        args.source,
+        args.views,
+        SIZE,
+        args.seed,
+        args.preset,
+        tuple(settings),
+        withhold_elevation=args.withhold_elevation,
+    )
     chosen = variants(args.ablation, plan)
     split = None if args.split == "all" else args.split
     objects = find_objects([Path(p) for p in args.objects], args.ids, args.sample, args.seed, split)
@@ -106,10 +117,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from im3d.evaluate.run import GIVEN_VIEWS
+
     if args.sample is not None and args.sample < 1:
         raise InputError(f"--sample is {args.sample}.", "Draw at least one object.")
     if args.views < 2:
         raise InputError(f"--views is {args.views}.", "Use at least two views.")
+    if args.withhold_elevation and args.source not in GIVEN_VIEWS:
+        raise InputError("A generator is never told the elevation.", "Leave --withhold-elevation out.")
     if args.clip and not Path(args.clip).is_dir():
         raise InputError(f"There is no folder {args.clip}.", "Give the folder of CLIP's weights, or leave --clip out.")
 

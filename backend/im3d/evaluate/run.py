@@ -50,6 +50,7 @@ class Plan:
         seed: Of elevations, distortions and the product.
         preset: The product's preset.
         settings: "section.name=value" texts for the product.
+        withhold_elevation: Whether given views go without their elevation.
     """
 
     source: str
@@ -58,6 +59,7 @@ class Plan:
     seed: int
     preset: str
     settings: tuple[str, ...] = ()
+    withhold_elevation: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "settings": list(self.settings)}
@@ -119,7 +121,7 @@ def _finished_row(folder: Path, plan: Plan) -> Row | None:
 
 def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Instruments, elevation_deg: float) -> Row:
     truth = render_truth(item, elevation_deg, plan.views, plan.size, instruments.blender)
-    result = run_product(_source_arguments(plan, truth, folder), plan, folder, instruments.blender)
+    result = run_product(source_arguments(plan, truth, folder), plan, folder, instruments.blender)
     views = read_views(Path(result["job"]) / "views")
     scale = world_scale(views, truth)
     gaussians = _scaled(load_ply(Path(result["splats"])), scale)
@@ -138,6 +140,10 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
     if isinstance(instruments.clip, Clip):
         for name, pictures in (("views", views.rgba), ("splats", splats), ("mesh", mesh)):
             row[name] |= clip_similarity(instruments.clip, pictures, truth.views.rgba[0], item.name)
+    row["elevation"] = {
+        "error_deg": abs(result["elevation_deg"] - elevation_deg),
+        "confidence": result["elevation_confidence"],
+    }
     kept = ("mesh_stats", "timings_s", "network_calls", "peak_memory_mb", "perceptual", "rasterizer", "generator")
     row |= {key: result.get(key) for key in kept}
     shown = list(STRIP_CAMERAS)
@@ -155,12 +161,14 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
     return row
 
 
-def _source_arguments(plan: Plan, truth: Truth, folder: Path) -> list[str]:
+def source_arguments(plan: Plan, truth: Truth, folder: Path) -> list[str]:
     """What the product is given, as its command line options; the pictures are written into `folder`."""
     if plan.source not in GIVEN_VIEWS:
         write_png(folder / "input.png", truth.views.rgba[0])
         return ["--image", str(folder / "input.png"), "--no-recenter", "--generator", plan.source]
     views = truth.views if plan.source == "oracle" else warped(truth.views, plan.seed)
+    if plan.withhold_elevation:
+        views = dataclasses.replace(views, orbit=dataclasses.replace(views.orbit, elevation_deg=None))
     write_views(folder / "views", views)
     return ["--views", str(folder / "views")]
 

@@ -69,6 +69,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("consistency.ssim", "SSIM", 3, 1),
         Column("consistency.lpips", "perceptual distance", 3, -1),
     ),
+    "Elevation of the orbit": (
+        Column("elevation.error_deg", "error (°)", 1, -1),
+        Column("elevation.confidence", "reported confidence", 2, 0),
+    ),
     "The mesh as a mesh": (
         Column("mesh_stats.watertight", "watertight", 2, 1),
         Column("mesh_stats.components", "components", 1, 0),
