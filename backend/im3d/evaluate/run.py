@@ -136,7 +136,11 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
         "surface": compare_surfaces(surface, (truth.vertices, truth.faces)),
     }
     if len(views.orbit) >= 4:
-        row["consistency"] = self_consistency(views, perceptual)
+        try:
+            row["consistency"] = self_consistency(views, perceptual)
+        except InputError as error:
+            # Half of the views can be too few for an object that all of them explain.
+            row["consistency_error"] = str(error)
     if isinstance(instruments.clip, Clip):
         for name, pictures in (("views", views.rgba), ("splats", splats), ("mesh", mesh)):
             row[name] |= clip_similarity(instruments.clip, pictures, truth.views.rgba[0], item.name)

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter
@@ -24,6 +25,7 @@ from im3d.progress import Progress, silent
 from im3d.settings import MeshSettings
 from im3d.splats.depth import DepthMaps, median_depth, seen_directions
 from im3d.splats.gaussians import Gaussians
+from im3d.splats.project import rotation_matrices
 from im3d.splats.render import blending_weights
 
 FloatArray = NDArray[np.float32]
@@ -34,6 +36,10 @@ REFERENCE_GRID = 192
 MARGIN = 0.03  # share of the object's size kept free around it in the grid
 # A part of the hull that a ball of this many voxels does not fit into is thin.
 THIN_VOXELS = 2
+# Its hull is widened by this much: a gap where a mask is a fraction of a pixel too narrow breaks it.
+THIN_SLACK_PX = 0.25
+# It is kept where it holds splats of at least this opacity.
+THIN_OPACITY = 0.2
 # Orbits that look down from more than this see tops but no undersides; flatter ones see neither.
 LOW_ORBIT_DEG = 8.0
 
@@ -83,8 +89,9 @@ def fused_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings,
         values = gaussian_filter(values, settings.blur * settings.grid / REFERENCE_GRID)
     cut = np.clip(hull / truncation, -1, 1)
     values = np.maximum(values, cut)
-    thin = _thin_parts(hull, gaussians, grid)
-    values[thin] = cut[thin]
+    wide = hull - THIN_SLACK_PX * orbit.radius / cameras.focal
+    thin = _thin_parts(wide, gaussians, grid)
+    values[thin] = np.clip(wide[thin] / truncation, -1, 1)
     floor = _lowest_seen(maps, everyone, len(cameras))
     below = floor - (grid.low[2] + grid.step * np.arange(grid.n))
     values = np.maximum(values, np.clip(below / truncation, -1, 1).astype(np.float32))
@@ -110,8 +117,6 @@ def density_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSetting
 
 
 def _inverse_covariances(gaussians: Gaussians) -> FloatArray:
-    from im3d.splats.project import rotation_matrices
-
     A = rotation_matrices(gaussians.quats) / gaussians.scales[:, None, :]
     inverse: FloatArray = (A @ A.transpose(1, 2)).numpy()
     return np.ascontiguousarray(inverse)
@@ -125,8 +130,12 @@ def _thin_parts(hull: FloatArray, gaussians: Gaussians, grid: Grid) -> NDArray[n
     """
     inside = hull < 0
     thick = binary_dilation(binary_opening(inside, iterations=THIN_VOXELS), iterations=THIN_VOXELS)
-    solid = gaussians.means[gaussians.opacities > 0.5].numpy()
-    index = np.round((solid - grid.low) / grid.step).astype(int)
+    solid = gaussians[gaussians.opacities > THIN_OPACITY]
+    # A rod may be one long splat.
+    longest = solid.scales.argmax(dim=1)
+    axes = rotation_matrices(solid.quats)[torch.arange(len(solid)), :, longest] * solid.scales.amax(dim=1)[:, None]
+    along = torch.linspace(-2, 2, 33)[:, None, None]
+    index = np.round(((solid.means + along * axes).reshape(-1, 3).numpy() - grid.low) / grid.step).astype(int)
     index = index[((index >= 0) & (index < grid.n)).all(axis=1)]
     held = np.zeros_like(inside)
     held[tuple(index.T)] = True
