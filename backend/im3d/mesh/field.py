@@ -19,6 +19,7 @@ from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter
 
 from im3d.images import OrbitViews
 from im3d.mesh.distance import distance_to_false
+from im3d.mesh.sheets import sheet_field, sheet_splats
 from im3d.mesh.silhouettes import Grid, hull_field, hull_grid, signed_distances
 from im3d.orbit import Cameras, look_at_origin
 from im3d.progress import Progress, silent
@@ -67,8 +68,10 @@ def fused_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings,
     assert orbit.elevation_deg is not None
     cameras = orbit.cameras(views.size)
     outlines = np.stack([signed_distances(alpha) for alpha in views.rgba[..., 3]]) - np.float32(settings.slack)
-    grid = hull_grid(outlines, cameras, orbit.radius, settings.grid, MARGIN)
+    sheets = sheet_splats(gaussians, outlines, cameras)
+    grid = hull_grid(outlines, cameras, orbit.radius, settings.grid, MARGIN, sheets.means.numpy())
     truncation = settings.truncation * (settings.grid - 1) / (REFERENCE_GRID - 1) * grid.step
+    masks = outlines
     hull = hull_field(outlines, cameras, grid, 1.01 * truncation)
     progress(1, 5)
 
@@ -92,6 +95,8 @@ def fused_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings,
     wide = hull - THIN_SLACK_PX * orbit.radius / cameras.focal
     thin = _thin_parts(wide, gaussians, grid)
     values[thin] = np.clip(wide[thin] / truncation, -1, 1)
+    if len(sheets):
+        values = np.minimum(values, sheet_field(sheets, masks, cameras, grid, truncation) / truncation)
     floor = _lowest_seen(maps, everyone, len(cameras))
     below = floor - (grid.low[2] + grid.step * np.arange(grid.n))
     values = np.maximum(values, np.clip(below / truncation, -1, 1).astype(np.float32))

@@ -71,13 +71,16 @@ def hull_field(distances: FloatArray, cameras: Cameras, grid: Grid, cut: float) 
     return _hull_field(distances, cameras.viewmats, cameras.focal, cameras.size, grid.low, grid.step, grid.n, cut)
 
 
-def hull_grid(distances: FloatArray, cameras: Cameras, radius: float, n: int, margin: float) -> Grid:
+def hull_grid(
+    distances: FloatArray, cameras: Cameras, radius: float, n: int, margin: float, others: FloatArray | None = None
+) -> Grid:
     """The grid that just holds the visual hull, found coarse to fine.
 
     Args:
         radius: Distance of the cameras from the origin.
         n: Samples along each side.
         margin: Share of the side that stays free around the hull.
+        others: (P, 3) points that must lie in the grid too.
 
     Raises:
         InputError: The silhouettes have no common volume, or it is flat and seen from its edge alone.
@@ -100,6 +103,8 @@ def hull_grid(distances: FloatArray, cameras: Cameras, radius: float, n: int, ma
         raise InputError(
             "The views show a flat object only from its edge.", "Use views from higher up, or check the elevation."
         )
+    if others is not None and len(others):
+        low, high = np.minimum(low, others.min(axis=0)), np.maximum(high, others.max(axis=0))
     space = margin * float((high - low).max())
     return Grid.around(low - space, high + space, n)
 

@@ -23,7 +23,7 @@ IntArray = NDArray[np.int32]
 # A part other than the largest is real when it alone explains this many pixels of the masks. Volume and extent both
 # fail to tell a candle's flame from a floater.
 EXPLAINED_PIXELS = 12
-MAX_PARTS = 32  # larger ones are looked at first
+MAX_PARTS = 96  # larger ones are looked at first
 MIN_VOLUME = 1e-8  # of the unit cube; negative volumes are enclosed cavities
 # Simplification starts at this tolerance (world units) and loosens by steps until the budget is met.
 FIRST_TOLERANCE = 2e-4
