@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from im3d.errors import InputError
-from im3d.settings import Settings, settings_from_json
+from im3d.settings import PRESETS, Settings, changed, preset_settings, settings_from_json
 from im3d.storage import explained, make_folder, write_json
 
 FORMAT = 1
@@ -82,6 +82,35 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_partial(cls, data: Any) -> Request:
+        """A request in which only the source must be given, and `settings` are changes of the preset.
+
+        Raises:
+            InputError: Unknown or contradictory fields, wrong types, or a file that is not there.
+        """
+        known = {f.name for f in dataclasses.fields(cls)} | {"format"}
+        if not isinstance(data, dict) or set(data) - known:
+            unknown = ", ".join(sorted(set(data) - known)) if isinstance(data, dict) else type(data).__name__
+            raise InputError(f"The request has an unknown part: {unknown}.", "Update the add-on or the backend.")
+        given = {k: v for k, v in data.items() if v is not None and k not in ("settings", "format")}
+        preset = given.get("preset", "standard")
+        if preset not in PRESETS:
+            raise InputError(f"There is no preset {preset}.", f"Choose one of: {', '.join(PRESETS)}.")
+        settings = preset_settings(preset, given_views=given.get("views") is not None)
+        for section, values in (data.get("settings") or {}).items():
+            for name, value in values.items():
+                settings = changed(settings, f"{section}.{name}", value)
+        for source in ("views", "image", "mask"):
+            if source in given and not Path(given[source]).exists():
+                raise InputError(f"{given[source]} does not exist.", "Check the path.")
+        source_file = given.get("views") or given.get("image")
+        given.setdefault("name", default_name(given.get("prompt", ""), source_file))
+        try:
+            return cls(**given, settings=settings)
+        except TypeError as error:
+            raise InputError(f"The request cannot be read: {error}.", "Check the types of its fields.") from error
 
     @classmethod
     def from_json(cls, data: Any) -> Request:

@@ -5,12 +5,15 @@ Standard library only: this is the one module that both sides import.
 Every message carries `v` (protocol version), `id` (the job or request it belongs to, "" for none) and `type`.
 
 To the backend
-    submit {request}            run a job: the request as in the job folder's request.json
+    submit {request, job}       run a job in the folder `job`: the request as in request.json, where every field but the
+                                source may be left out, and `settings` holds changes of the preset
     resume {job}                continue the job in this folder
     cancel {}                   stop the job `id`; it stays resumable
     free_memory {}              drop the models that are kept for the next job
-    ping {}                     answered by pong
+    ping {}                     answered by pong, also while a job runs
     shutdown {}                 end after the running stage is stopped
+    put {path, data, last}      to a remote backend: a piece of a file, base64; the file is there after the last piece
+    get {path}                  from a remote backend: answered by `file` messages
 
 From the backend
     hello {product, version, device}        once, when it is ready
@@ -19,8 +22,10 @@ From the backend
     result {path}                           the finished job's result.json
     error {code, message, hint, log}        the job `id` ended; codes are those of `im3d.errors`
     pong {}
+    file {path, data, last}     a piece of a file that was asked for, base64; data is null when there is no such file
 
-Large data travels as files. End of file on either side ends the other.
+Large data travels as files: on one machine as paths, to and from another one in pieces, with paths relative to the
+session's folder there. End of file on either side ends the other.
 """
 
 from __future__ import annotations
@@ -34,12 +39,14 @@ PRODUCT = "im3d"
 MAX_LINE = 1 << 20
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "submit": ("request",),
+    "submit": ("request", "job"),
     "resume": ("job",),
     "cancel": (),
     "free_memory": (),
     "ping": (),
     "shutdown": (),
+    "put": ("path", "data", "last"),
+    "get": ("path",),
 }
 EVENTS: dict[str, tuple[str, ...]] = {
     "hello": ("product", "version", "device"),
@@ -48,6 +55,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "result": ("path",),
     "error": ("code", "message", "hint", "log"),
     "pong": (),
+    "file": ("path", "data", "last"),
 }
 
 Message = dict[str, Any]

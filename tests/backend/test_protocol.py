@@ -12,7 +12,7 @@ from im3d import protocol
 
 
 def test_every_message_survives_a_line() -> None:
-    sent = protocol.message("submit", "job-1", request={"prompt": "ein Krug, 3 µm\n\u2028"})
+    sent = protocol.message("submit", "job-1", request={"prompt": "ein Krug, 3 µm\n\u2028"}, job="/jobs/1")
     line = protocol.encode(sent)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1

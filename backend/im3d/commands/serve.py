@@ -1,0 +1,17 @@
+"""`im3d serve`: jobs asked for by messages on stdin, answered on stdout (see `im3d.protocol`)."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--idle-minutes", type=float, default=0.0, metavar="N",
+                        help="free the memory after so long without a job (default: 0, never)")  # fmt: skip
+    parser.add_argument("--blender", metavar="FILE", help="Blender executable, where bpy is not installed")
+
+
+def run(args: argparse.Namespace) -> int:
+    from im3d.server import serve, worker_command
+
+    return serve(worker_command(args.blender), idle_s=60 * args.idle_minutes)

@@ -1,0 +1,62 @@
+"""Messages over pipes, for both ends of a process: stray output kept out of them, and a thread that reads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO
+
+from im3d import protocol
+from im3d.protocol import Message
+
+
+class Outgoing:
+    """The real stdout, for messages alone: whatever else this process prints goes to stderr from now on.
+
+    Call before anything is imported that may print. Messages may be sent from any thread.
+    """
+
+    def __init__(self) -> None:
+        sys.stdout.flush()
+        self._file: IO[bytes] = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._lock = threading.Lock()
+
+    def __call__(self, message: Message) -> None:
+        """Sends a message; when nobody listens any more it is dropped, and the end of stdin ends the process."""
+        try:
+            with self._lock:
+                self._file.write(protocol.encode(message))
+                self._file.flush()
+        except (OSError, ValueError):
+            pass
+
+
+def read_messages(
+    stream: IO[bytes], take: Callable[[Message], None], refuse: Callable[[str], None], end: Callable[[], None]
+) -> threading.Thread:
+    """Starts a thread that reads messages until the end of the stream.
+
+    Args:
+        stream: Of lines.
+        take: Called with each message, on the thread.
+        refuse: Called with the reason why a line is no message.
+        end: Called once, at the end of the stream.
+    """
+
+    def read() -> None:
+        try:
+            while line := stream.readline(protocol.MAX_LINE + 1):
+                try:
+                    take(protocol.decode(line))
+                except protocol.ProtocolError as error:
+                    refuse(str(error))
+        except (OSError, ValueError):
+            pass  # the pipe broke: the same as its end
+        end()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread

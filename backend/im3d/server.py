@@ -1,0 +1,319 @@
+"""The backend as Blender runs it: light, always listening, with the heavy work in a process of its own.
+
+    Blender ──stdin/stdout── server ──stdin/stdout── worker (torch, models, the job)
+
+The server answers at once whatever the worker does. When the worker dies, the job that it was working on goes on in a
+new worker from its last finished step; when the same step kills it again, the job fails. Freeing memory is ending the
+worker. When stdin ends, both end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from im3d import __version__
+from im3d.errors import Im3dError, InputError
+from im3d.jobs import Job, Request
+from im3d.pipes import Outgoing, read_messages
+from im3d.protocol import PRODUCT, Message, message
+
+# From asking a job to stop to ending its process.
+CANCEL_S = 30.0
+# A worker that reports nothing for so long has hung.
+SILENCE_S = 1800.0
+# From the end of stdin to the end of the worker.
+GRACE_S = 12.0
+
+Source = Literal["stdin", "worker"]
+# What the two reading threads hand to the main one; None: the stream ended.
+Heard = tuple[Source, int, Message | str | None]
+
+
+@dataclass
+class Task:
+    """A job in the server's hands.
+
+    Attributes:
+        id: The id that the messages about it carry.
+        job: Its folder.
+        died_after: Finished steps when a worker last died at it, None before.
+        stop_by: When to end the worker if a cancelled job has not stopped, None while it is not cancelled.
+    """
+
+    id: str
+    job: Path
+    died_after: int | None = None
+    stop_by: float | None = None
+
+
+def worker_command(blender: str | None = None) -> list[str]:
+    """The command that starts a worker."""
+    command = [sys.executable, "-m", "im3d.worker"]
+    return [*command, "--blender", blender] if blender else command
+
+
+def serve(worker: Sequence[str], idle_s: float = 0.0) -> int:
+    """Serves until stdin ends or `shutdown` is asked; returns the exit status.
+
+    Args:
+        worker: Command of the worker.
+        idle_s: Seconds without a job after which the worker is ended, 0 for never.
+    """
+    send = Outgoing()
+    heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+    read_messages(
+        sys.stdin.buffer,
+        lambda m: heard.put(("stdin", 0, m)),
+        lambda reason: heard.put(("stdin", 0, reason)),
+        lambda: heard.put(("stdin", 0, None)),
+    )
+    send(message("hello", product=PRODUCT, version=__version__, device=device_name()))
+    Server(send, heard, worker, idle_s).run()
+    return 0
+
+
+class Server:
+    """The main thread's state; see `serve`."""
+
+    def __init__(
+        self, send: Callable[[Message], None], heard: queue.SimpleQueue[Heard], worker: Sequence[str], idle_s: float
+    ) -> None:
+        self.send = send
+        self.heard = heard
+        self.worker_command = list(worker)
+        self.idle_s = idle_s
+        self.waiting: deque[Task] = deque()
+        self.running: Task | None = None
+        self.worker: subprocess.Popen[bytes] | None = None
+        self.generation = 0
+        self.last_heard = time.monotonic()
+
+    def run(self) -> None:
+        """Handles what is heard until stdin ends."""
+        while True:
+            try:
+                source, generation, item = self.heard.get(timeout=0.5)
+            except queue.Empty:
+                self._check_clock()
+                continue
+            if source == "worker":
+                if generation == self.generation:
+                    self._from_worker(item)
+            elif item is None or (isinstance(item, dict) and item["type"] == "shutdown"):
+                break
+            elif isinstance(item, str):
+                self._error("", InputError(f"A line that is not a message was refused: {item}.", "Update both sides."))
+            else:
+                self._command(item)
+            self._check_clock()
+        self._end_worker(GRACE_S)
+
+    # ---------------------------------------------------------------- commands
+
+    def _command(self, asked: Message) -> None:
+        kind, job_id = asked["type"], asked["id"]
+        if kind == "ping":
+            self.send(message("pong", job_id))
+        elif kind in ("submit", "resume"):
+            try:
+                self._accept(asked)
+            except Im3dError as error:
+                self._error(job_id, error)
+            except Exception as defect:
+                self._error(job_id, Im3dError(f"im3d failed: {type(defect).__name__}: {defect}.", "Please report it."))
+        elif kind == "cancel":
+            self._cancel(job_id)
+        elif kind == "free_memory" and self.running is None:
+            self._end_worker(0.0)
+        self._begin()
+
+    def _accept(self, asked: Message) -> None:
+        folder = Path(str(asked["job"]))
+        if not folder.is_absolute():
+            raise InputError(f"{folder} is not an absolute path.", "Name the whole path of the job folder.")
+        if asked["type"] == "submit":
+            Job.create(folder, Request.from_partial(asked["request"]))
+        else:
+            Job.open(folder)
+        self.waiting.append(Task(asked["id"], folder))
+
+    def _cancel(self, job_id: str) -> None:
+        for task in list(self.waiting):
+            if task.id == job_id:
+                self.waiting.remove(task)
+                self._cancelled(task)
+        if self.running is not None and self.running.id == job_id and self.running.stop_by is None:
+            self.running.stop_by = time.monotonic() + CANCEL_S
+            self._to_worker(message("cancel", job_id))
+
+    def _begin(self) -> None:
+        """Gives the next job to the worker."""
+        if self.running is not None or not self.waiting:
+            return
+        task = self.running = self.waiting.popleft()
+        self._start_worker()
+        self._to_worker(message("resume", task.id, job=str(task.job)))
+
+    # ---------------------------------------------------------------- the worker
+
+    def _start_worker(self) -> None:
+        self.last_heard = time.monotonic()
+        if self.worker is not None:
+            return
+        self.generation += 1
+        generation, heard = self.generation, self.heard
+        self.worker = subprocess.Popen(
+            self.worker_command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        assert self.worker.stdout is not None
+        read_messages(
+            self.worker.stdout,
+            lambda m: heard.put(("worker", generation, m)),
+            lambda reason: print(f"from the worker: {reason}", file=sys.stderr),
+            lambda: heard.put(("worker", generation, None)),
+        )
+
+    def _to_worker(self, asked: Message) -> None:
+        from im3d.protocol import encode
+
+        assert self.worker is not None
+        assert self.worker.stdin is not None
+        try:
+            self.worker.stdin.write(encode(asked))
+            self.worker.stdin.flush()
+        except OSError:
+            pass  # it died; the end of its stdout is on its way
+
+    def _from_worker(self, item: Message | str | None) -> None:
+        self.last_heard = time.monotonic()
+        if item is None:
+            self._worker_died()
+        elif isinstance(item, dict):
+            if item["type"] in ("result", "error") and self.running is not None and item["id"] == self.running.id:
+                self.running = None
+            self.send(item)
+        self._begin()
+
+    def _worker_died(self) -> None:
+        status = self._end_worker(0.0)
+        task, self.running = self.running, None
+        if task is None:
+            return
+        if task.stop_by is not None:
+            self._cancelled(task)
+            return
+        finished = _finished_steps(task.job)
+        if task.died_after is None or finished > task.died_after:
+            task.died_after = finished
+            self.waiting.appendleft(task)
+            return
+        self._failed(task, _explanation(status))
+
+    def _end_worker(self, grace_s: float) -> int:
+        """Ends the worker, with its children, and returns its exit status."""
+        worker, self.worker = self.worker, None
+        self.generation += 1
+        if worker is None:
+            return 0
+        assert worker.stdin is not None
+        with contextlib.suppress(OSError):
+            worker.stdin.close()
+        try:
+            return worker.wait(timeout=grace_s) if grace_s else worker.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            return worker.wait()
+
+    def _check_clock(self) -> None:
+        now = time.monotonic()
+        if self.running is None:
+            if self.worker is not None and self.idle_s and now - self.last_heard > self.idle_s:
+                self._end_worker(0.0)
+            return
+        if self.running.stop_by is not None and now > self.running.stop_by:
+            task, self.running = self.running, None
+            self._end_worker(0.0)
+            self._cancelled(task)
+            self._begin()
+        elif now - self.last_heard > SILENCE_S:
+            task, self.running = self.running, None
+            self._end_worker(0.0)
+            self._failed(task, Im3dError("The job reported nothing for half an hour and was ended.", "Try again."))
+            self._begin()
+
+    # ---------------------------------------------------------------- how jobs end
+
+    def _cancelled(self, task: Task) -> None:
+        from im3d.errors import CancelledError
+
+        _mark(task.job, "cancelled", None)
+        self._error(task.id, CancelledError("Cancelled."), task.job)
+
+    def _failed(self, task: Task, error: Im3dError) -> None:
+        _mark(task.job, "failed", {"code": error.code, "message": error.message, "hint": error.hint})
+        self._error(task.id, error, task.job)
+
+    def _error(self, job_id: str, error: Im3dError, job: Path | None = None) -> None:
+        log = "" if job is None else str(job / "log.txt")
+        self.send(message("error", job_id, code=error.code, message=error.message, hint=error.hint, log=log))
+
+
+def device_name() -> str:
+    """What jobs will run on: the first GPU's name, or the kind of processor. Found without importing torch."""
+    import platform
+
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        try:
+            query = [tool, "--query-gpu=name", "--format=csv,noheader"]
+            done = subprocess.run(query, capture_output=True, text=True, timeout=3, check=False)
+            names = done.stdout.strip().splitlines()
+            if done.returncode == 0 and names:
+                return names[0]
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _finished_steps(folder: Path) -> int:
+    try:
+        return len(Job.open(folder).state.finished)
+    except Im3dError:
+        return 0
+
+
+def _mark(folder: Path, status: Literal["cancelled", "failed"], error: dict[str, str] | None) -> None:
+    """Writes how a job ended that could not do so itself."""
+    try:
+        job = Job.open(folder)
+        job.state.status, job.state.error = status, error
+        job.save()
+    except Im3dError:
+        pass
+
+
+def _explanation(status: int) -> Im3dError:
+    from im3d.errors import OutOfMemoryError
+
+    if status == -signal.SIGKILL if sys.platform != "win32" else status == 137:
+        return OutOfMemoryError(
+            "The system ended the job twice at the same step, most likely because memory ran out.",
+            "Use the preset draft, or close other programs, then resume the job.",
+        )
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return Im3dError(f"The job's process crashed twice at the same step ({how}).", "The log has what it said.")

@@ -1,0 +1,20 @@
+"""The other side of the wire: the backend's process, its messages, and the queue of jobs. No bpy here.
+
+    environment   how the backend is started: command, environment, ssh
+    backend       one backend process: started on demand, heard without blocking, ended without a trace
+    queue         the jobs that were asked for, in order, over all accidents of the backend
+    stage_times   how long stages took on this device, for the time left
+    transfer      files to and from a backend on another machine
+
+Everything is called from one thread and returns within milliseconds; reading and writing pipes happens in daemon
+threads of `backend`.
+"""
+
+from __future__ import annotations
+
+try:
+    from ...backend.im3d import protocol
+except ImportError:  # imported outside the extension, where im3d is a package of its own
+    from im3d import protocol
+
+__all__ = ["protocol"]

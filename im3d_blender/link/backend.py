@@ -1,0 +1,308 @@
+"""One backend process: started on demand, heard without blocking, ended without a trace.
+
+    backend = Backend(command, log, environment)
+    backend.start()
+    while …:                          # Blender's timer
+        for message in backend.poll():
+            …
+    backend.stop()
+
+Nothing waits without a deadline: a backend that does not say hello, or no longer answers a ping, is killed, and
+`failure` says so. What it writes to stderr, and lines on stdout that are no messages, go to the log, of which the last
+megabytes are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from . import protocol
+
+State = Literal["stopped", "starting", "ready", "failed"]
+LOG_BYTES = 4 << 20  # the log is begun anew, and the one before kept, when it reaches this size
+MESSAGES_A_POLL = 500  # so that a flood costs one tick milliseconds
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why something ended.
+
+    Attributes:
+        code: Of `im3d.errors`, or of the link: "backend_missing", "backend_died", "backend_hung", "protocol".
+        message: What is wrong, one sentence.
+        hint: What to do, one sentence, or "".
+        log: Path of the log that says more, or "".
+    """
+
+    code: str
+    message: str
+    hint: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds.
+
+    Attributes:
+        start: From the start to hello; on a slow disk Python alone takes a while.
+        quiet: Silence after which a ready backend is asked whether it is there.
+        answer: From that question to any sign of life.
+    """
+
+    start: float = 90.0
+    quiet: float = 10.0
+    answer: float = 45.0
+
+
+class Backend:
+    """A backend process.
+
+    Args:
+        command: Program and arguments.
+        log: File for what it says beside its messages.
+        environment: Its whole environment; None: this process's.
+        deadlines: See `Deadlines`.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        state: "stopped", "starting", "ready" or "failed".
+        hello: Its hello, while it is ready.
+        failure: Why the state is "failed".
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        deadlines: Deadlines | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.command = list(command)
+        self.log = log
+        self.state: State = "stopped"
+        self.hello: dict[str, Any] | None = None
+        self.failure: Failure | None = None
+        self._environment = None if environment is None else dict(environment)
+        self._deadlines = deadlines or Deadlines()
+        self._clock = clock
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipes: _Pipes | None = None
+        self._started = self._heard = 0.0
+        self._asked: float | None = None
+
+    def start(self) -> None:
+        """Starts the process unless it runs; a failure to do so is in `failure`."""
+        if self.state in ("starting", "ready"):
+            return
+        self.hello, self.failure, self._asked = None, None, None
+        self._started = self._heard = self._clock()
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self._environment,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+                # A group of its own: Ctrl-C in Blender's terminal is not meant for it, and it can be killed whole.
+                start_new_session=sys.platform != "win32",
+            )
+        except FileNotFoundError:
+            self._fail("backend_missing", "The backend is not installed.", "Install it, or choose its folder.")
+            return
+        except OSError as error:
+            self._fail("backend_missing", f"The backend cannot be started: {error.strerror}.", "Install it again.")
+            return
+        self._pipes = _Pipes(self._process, self.log)
+        self.state = "starting"
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Queues a message for the backend; does nothing when there is none."""
+        if self._pipes is not None and self.state in ("starting", "ready"):
+            self._pipes.outgoing.put(protocol.encode(message))
+
+    def poll(self) -> list[dict[str, Any]]:
+        """The messages since the last call, hello and pong excepted; enforces the deadlines. Never blocks."""
+        if self._process is None or self._pipes is None or self.state not in ("starting", "ready"):
+            return []
+        # In this order: what a dead process still said is in the pipes' queue when both facts are known.
+        ended = self._process.poll() is not None and not self._pipes.reading
+        messages = self._received()
+        if self.state in ("starting", "ready"):
+            if ended and self._pipes.incoming.empty():
+                self._fail("backend_died", _death(self._process.returncode), "Try again; the log says more.")
+            else:
+                self._enforce_deadlines()
+        return messages
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Asks the process to end, waits up to `grace_s`, then kills it with everything that it started."""
+        if self._process is not None and self._pipes is not None:
+            self.send(protocol.message("shutdown"))
+            self._pipes.outgoing.put(None)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=grace_s)
+            self._kill()
+        self.state, self.hello = "stopped", None
+
+    def _received(self) -> list[dict[str, Any]]:
+        assert self._pipes is not None
+        messages: list[dict[str, Any]] = []
+        for _ in range(MESSAGES_A_POLL):
+            try:
+                item = self._pipes.incoming.get_nowait()
+            except queue.Empty:
+                break
+            self._heard, self._asked = self._clock(), None
+            if isinstance(item, Failure):
+                self._fail(item.code, item.message, item.hint)
+                break
+            if item["type"] == "hello":
+                self.hello, self.state = item, "ready"
+            elif item["type"] != "pong":
+                messages.append(item)
+        return messages
+
+    def _enforce_deadlines(self) -> None:
+        now, deadlines = self._clock(), self._deadlines
+        if self.state == "starting":
+            if now - self._started > deadlines.start:
+                self._fail("backend_hung", f"The backend did not start within {deadlines.start:.0f} s.", "Try again.")
+        elif self._asked is not None:
+            if now - self._asked > deadlines.answer:
+                self._fail("backend_hung", "The backend no longer answers.", "Try again; the log says more.")
+        elif now - self._heard > deadlines.quiet:
+            self._asked = now
+            self.send(protocol.message("ping"))
+
+    def _fail(self, code: str, message: str, hint: str) -> None:
+        self.failure = Failure(code, message, hint, str(self.log))
+        self.state, self.hello = "failed", None
+        self._kill()
+
+    def _kill(self) -> None:
+        """Ends the process and its children, and waits for the end: a killed process leaves at once."""
+        process, self._process = self._process, None
+        pipes, self._pipes = self._pipes, None
+        if process is None:
+            return
+        if sys.platform == "win32":
+            if process.poll() is None:
+                tree = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
+                subprocess.run(
+                    tree, capture_output=True, check=False, timeout=10, creationflags=subprocess.CREATE_NO_WINDOW
+                )
+        else:
+            # Also after its end: children of the same group may live on.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        # One that is stuck in the kernel, e.g. on a dead network drive, is left to it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        if pipes is not None:
+            pipes.close()
+
+
+def _death(status: int) -> str:
+    if status < 0 and sys.platform != "win32":
+        name = signal.Signals(-status).name if -status in {s.value for s in signal.Signals} else f"signal {-status}"
+        return f"The backend was ended by the system ({name})."
+    return f"The backend ended unexpectedly (status {status})."
+
+
+class _Pipes:
+    """The threads on a process's pipes: one writes stdin, one reads stdout, one carries stderr to the log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.incoming: queue.SimpleQueue[dict[str, Any] | Failure] = queue.SimpleQueue()
+        self.outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._log = _Log(log)
+        self._streams = (process.stdin, process.stdout, process.stderr)
+        self._reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
+        others = [(self._write, process.stdin), (self._carry, process.stderr)]
+        for thread in (self._reader, *(threading.Thread(target=f, args=(s,), daemon=True) for f, s in others)):
+            thread.start()
+
+    @property
+    def reading(self) -> bool:
+        """Whether more may come from stdout."""
+        return self._reader.is_alive()
+
+    def close(self) -> None:
+        """After the process's end: lets the writer go. Readers end by themselves with their pipes."""
+        self.outgoing.put(None)
+
+    def _read(self, stream: IO[bytes]) -> None:
+        with stream:
+            while line := stream.readline(protocol.MAX_LINE + 1):
+                try:
+                    self.incoming.put(protocol.decode(line))
+                except protocol.ProtocolError as error:
+                    foreign = _foreign_version(line)
+                    if foreign is not None:
+                        self.incoming.put(foreign)
+                        return
+                    self._log.write(f"not a message: {error}\n".encode())
+
+    def _write(self, stream: IO[bytes]) -> None:
+        try:
+            with stream:
+                while (data := self.outgoing.get()) is not None:
+                    stream.write(data)
+                    stream.flush()
+        except (OSError, ValueError):
+            pass  # the process is gone; poll() finds out
+
+    def _carry(self, stream: IO[bytes]) -> None:
+        with stream:
+            while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
+                self._log.write(data)
+
+
+def _foreign_version(line: bytes) -> Failure | None:
+    """The failure, if the line is a message of another protocol version."""
+    try:
+        version = json.loads(line)["v"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    if not isinstance(version, int) or version == protocol.VERSION:
+        return None
+    older = "add-on" if version > protocol.VERSION else "backend"
+    return Failure("protocol", f"The {older} is older than its other half.", f"Update the {older}.")
+
+
+class _Log:
+    """A file of bounded size, with one predecessor. A log that cannot be written never stops anything."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes) -> None:
+        with self._lock:
+            try:
+                if self._path.exists() and self._path.stat().st_size > LOG_BYTES:
+                    self._path.replace(self._path.with_name(self._path.name + ".1"))
+                with open(self._path, "ab") as file:
+                    file.write(data)
+            except OSError:
+                pass

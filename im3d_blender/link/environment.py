@@ -1,0 +1,72 @@
+"""How the backend is started: the command, and an environment in which nothing of Blender's Python leaks into it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+# Blender sets or inherits these for its own Python; another Python would take them for its own.
+FOREIGN = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "__PYVENV_LAUNCHER__",
+)
+# Every cache of the backend's libraries lies under its home, so that deleting the folder leaves nothing behind.
+CACHES = {
+    "HF_HOME": "cache/huggingface",
+    "TORCH_HOME": "cache/torch",
+    "TORCHINDUCTOR_CACHE_DIR": "cache/inductor",
+    "TRITON_CACHE_DIR": "cache/triton",
+    "TORCH_EXTENSIONS_DIR": "cache/torch_extensions",
+    "NUMBA_CACHE_DIR": "cache/numba",
+    "MPLCONFIGDIR": "cache/matplotlib",
+    "XDG_CACHE_HOME": "cache/xdg",
+}
+# Names the Python of an environment that is not the installer's: a developer's checkout.
+PYTHON_VARIABLE = "IM3D_PYTHON"
+SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
+
+
+def backend_python(home: Path) -> Path:
+    """The Python that runs the backend: `IM3D_PYTHON`, or that of the installed environment; it need not exist."""
+    chosen = os.environ.get(PYTHON_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    inside = ("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")
+    return home.joinpath("backend", "environment", *inside)
+
+
+def backend_command(home: Path) -> list[str]:
+    """The command that starts the backend installed under `home`.
+
+    -P and -s keep the current folder and the user's own site-packages out of it.
+    """
+    return [str(backend_python(home)), "-P", "-s", "-m", "im3d.cli", "serve"]
+
+
+def child_environment(home: Path) -> dict[str, str]:
+    """This process's environment without Blender's Python, with all caches under `home`."""
+    environment = {k: v for k, v in os.environ.items() if k not in FOREIGN}
+    environment["IM3D_HOME"] = str(home)
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment["PYTHONUTF8"] = "1"
+    for name, folder in CACHES.items():
+        environment.setdefault(name, str(home / folder))
+    return environment
+
+
+def remote_command(host: str, python: str = "im3d") -> list[str]:
+    """The command that starts the backend on another machine through the user's own ssh.
+
+    Args:
+        host: As ssh knows it, e.g. "me@workstation"; may carry options of ssh before it.
+        python: How im3d is started there.
+    """
+    *options, name = shlex.split(host)
+    return ["ssh", *SSH_OPTIONS, *options, "--", name, f"{python} serve --remote"]

@@ -1,0 +1,346 @@
+"""The jobs that were asked for, one after the other, over all accidents of the backend.
+
+    queue = JobQueue(backend, jobs_folder, history)
+    job = queue.submit(request)
+    changed = queue.tick()            # from Blender's timer
+    queue.close()
+
+The backend is given one job at a time, and is started when there is one. When it dies, the job that it was working on
+goes on from its last finished step, once; when it dies again, the job fails and can be resumed by hand. What was asked
+lies in each job's folder (`queued.json`), so that a job outlives Blender.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from . import protocol
+from .backend import Backend, Failure
+from .session_lock import SessionLock, is_alive
+from .stage_times import StageTimes, kind
+
+JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
+# A job that reports nothing for so long has hung; loading a large model from a slow disk is the longest silence known.
+SILENCE_S = 1800.0
+# From asking a job to stop to its end; a step of a large model can take half a minute.
+CANCEL_S = 60.0
+ATTEMPTS = 2
+FILE = "queued.json"
+SESSIONS = ".sessions"
+
+
+@dataclass
+class QueuedJob:
+    """A job of the queue.
+
+    Attributes:
+        id: Name of its folder.
+        folder: Where it and everything it makes lies.
+        request: As the protocol's `submit` has it.
+        state: How it stands.
+        stage: The running stage, "" before the first.
+        step: Of the stage, of
+        steps: so many.
+        fraction: Share of the whole job that is done, 0 to 1, never falling.
+        eta_s: Seconds left for the whole job, None while unknown.
+        preview: The latest picture of it, or None.
+        frames: Its views, once the generator has made them.
+        failure: Why it failed, or None.
+        result: Its result.json, or None.
+        submitted_at: Seconds since the epoch.
+    """
+
+    id: str
+    folder: Path
+    request: dict[str, Any]
+    state: JobState = "waiting"
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    fraction: float = 0.0
+    eta_s: float | None = None
+    preview: Path | None = None
+    frames: list[Path] = field(default_factory=list)
+    failure: Failure | None = None
+    result: Path | None = None
+    submitted_at: float = 0.0
+    attempts: int = 0
+
+
+class JobQueue:
+    """The queue of one session.
+
+    Args:
+        backend: Not started yet.
+        folder: The jobs folder; one folder a job is made in it.
+        history: File of the learnt stage times.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        jobs: In the order in which they were asked for.
+    """
+
+    def __init__(
+        self, backend: Backend, folder: Path, history: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.backend = backend
+        self.jobs: list[QueuedJob] = []
+        self._folder = folder
+        self._times = StageTimes(history)
+        self._clock = clock
+        self._lock: SessionLock | None = None
+        self._heard = 0.0
+        self._cancel_asked: float | None = None
+        self._changed: list[QueuedJob] = []
+
+    # ---------------------------------------------------------------- what the user asks
+
+    def submit(self, request: dict[str, Any]) -> QueuedJob:
+        """Queues a new job; its folder exists when this returns.
+
+        Raises:
+            OSError: The jobs folder cannot be written.
+        """
+        self._hold_lock()
+        job_id = new_id(str(request.get("name", "")))
+        job = QueuedJob(job_id, self._folder / job_id, dict(request), submitted_at=time.time())
+        job.folder.mkdir(parents=True)
+        self._write(job)
+        self.jobs.append(job)
+        return job
+
+    def resume(self, folder: Path) -> QueuedJob:
+        """Queues the unfinished job of a folder; it goes on from its last finished step.
+
+        Raises:
+            OSError: The folder holds no job that can be read.
+        """
+        self._hold_lock()
+        known = next((j for j in self.jobs if j.folder == folder), None)
+        if known is not None and known.state in ("waiting", "running"):
+            return known
+        stored = _read(folder)
+        if stored is None:
+            raise FileNotFoundError(f"{folder} holds no job")
+        job = QueuedJob(folder.name, folder, stored["request"], submitted_at=stored.get("submitted_at", 0.0))
+        if known is not None:
+            self.jobs.remove(known)
+        self._write(job)
+        self.jobs.append(job)
+        return job
+
+    def retry(self, id: str, seed: int | None = None) -> QueuedJob:
+        """Queues the same request as a new job, with another seed if one is given."""
+        request = dict(self._find(id).request)
+        if seed is not None:
+            request["seed"] = seed
+        return self.submit(request)
+
+    def cancel(self, id: str) -> None:
+        """Stops a job; it stays resumable."""
+        job = self._find(id)
+        if job.state == "waiting":
+            self._end(job, "cancelled")
+        elif job.state == "running" and self._cancel_asked is None:
+            self._cancel_asked = self._clock()
+            self.backend.send(protocol.message("cancel", id))
+
+    def remove(self, id: str) -> None:
+        """Takes a job off the list, cancelling it first; its folder stays."""
+        job = self._find(id)
+        if job.state == "waiting":
+            self._end(job, "cancelled")
+        if job.state != "running":
+            self.jobs.remove(job)
+
+    def free_memory(self) -> None:
+        """Lets the backend drop the models that it keeps for the next job."""
+        self.backend.send(protocol.message("free_memory"))
+
+    def unfinished(self) -> list[Path]:
+        """Folders of jobs that no running session takes care of, the oldest first: Blender was closed, or crashed."""
+        found: list[tuple[float, Path]] = []
+        try:
+            folders = [Path(entry.path) for entry in os.scandir(self._folder) if entry.is_dir()]
+        except OSError:
+            return []
+        for folder in folders:
+            stored = _read(folder)
+            if stored is None or stored.get("state") not in ("waiting", "running"):
+                continue
+            session = str(stored.get("session", ""))
+            mine = self._lock is not None and session == self._lock.name
+            if not mine and not is_alive(self._folder / SESSIONS, session):
+                found.append((float(stored.get("submitted_at", 0.0)), folder))
+        return [folder for _, folder in sorted(found)]
+
+    def close(self) -> None:
+        """Ends the backend; unfinished jobs stay in their folders and in `unfinished` of the next session."""
+        self.backend.stop(grace_s=2.0)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # ---------------------------------------------------------------- what time brings
+
+    def tick(self) -> list[QueuedJob]:
+        """Hears the backend and gives it the next job; returns the jobs that changed. Never blocks."""
+        for message in self.backend.poll():
+            self._take(message)
+        if self.backend.state == "failed" and self.backend.failure is not None:
+            self._backend_failed(self.backend.failure)
+        self._enforce_deadlines()
+        self._advance()
+        changed, self._changed = self._changed, []
+        return list({job.id: job for job in changed}.values())
+
+    def _advance(self) -> None:
+        """Gives the next job to the backend, starting it when it does not run."""
+        waiting = next((job for job in self.jobs if job.state == "waiting"), None)
+        if waiting is None or self._running() is not None:
+            return
+        if self.backend.state in ("stopped", "failed"):
+            self.backend.start()
+        if self.backend.state != "ready":
+            return
+        waiting.state, waiting.failure = "running", None
+        waiting.attempts += 1
+        self._heard, self._cancel_asked = self._clock(), None
+        self._write(waiting)
+        if (waiting.folder / "request.json").exists():
+            self.backend.send(protocol.message("resume", waiting.id, job=str(waiting.folder)))
+        else:
+            self.backend.send(protocol.message("submit", waiting.id, request=waiting.request, job=str(waiting.folder)))
+        self._changed.append(waiting)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        job = self._running()
+        if job is None or message["id"] != job.id:
+            return  # the end of a job that was given up
+        self._heard = self._clock()
+        if message["type"] == "progress":
+            self._progress(job, message)
+        elif message["type"] == "preview":
+            job.preview = Path(str(message["path"]))
+        elif message["type"] == "result":
+            self._done(job, Path(str(message["path"])))
+        elif message["type"] == "error":
+            failure = Failure(*(str(message[k]) for k in ("code", "message", "hint", "log")))
+            self._end(job, "cancelled" if failure.code == "cancelled" else "failed", failure)
+        self._changed.append(job)
+
+    def _progress(self, job: QueuedJob, message: dict[str, Any]) -> None:
+        try:
+            step, steps = int(message["step"]), int(message["steps"])
+            eta = None if message["eta_s"] is None else float(message["eta_s"])
+        except (TypeError, ValueError):
+            return
+        job.stage, job.step, job.steps = str(message["stage"]), step, steps
+        fraction, job.eta_s = self._times.estimate(self._kind(job), job.stage, step, steps, eta)
+        job.fraction = max(job.fraction, fraction)
+        # The stage before the fit wrote them; orbit.json is the last of its files.
+        views = job.folder / "views"
+        if not job.frames and job.stage in ("fit", "refine") and (views / "orbit.json").exists():
+            job.frames = sorted(views.glob("view_*.png"))
+
+    def _done(self, job: QueuedJob, path: Path) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            self._times.learn(self._kind(job), json.loads(path.read_text(encoding="utf-8"))["timings_s"])
+        job.result, job.fraction, job.eta_s = path, 1.0, 0.0
+        self._end(job, "done")
+
+    def _backend_failed(self, failure: Failure) -> None:
+        """A job that was running is tried once more; one that could not even be begun fails with the reason."""
+        self.backend.stop(grace_s=0.0)
+        job = self._running()
+        if job is not None and self._cancel_asked is not None:
+            self._end(job, "cancelled")
+        elif job is not None and job.attempts < ATTEMPTS and failure.code != "protocol":
+            job.state = "waiting"
+            self._write(job)
+            self._changed.append(job)
+        elif job is not None:
+            self._end(job, "failed", failure)
+        else:
+            for waiting in [j for j in self.jobs if j.state == "waiting"]:
+                self._end(waiting, "failed", failure)
+
+    def _enforce_deadlines(self) -> None:
+        job = self._running()
+        if job is None:
+            return
+        now = self._clock()
+        if self._cancel_asked is not None and now - self._cancel_asked > CANCEL_S:
+            self._backend_failed(Failure("cancelled", "The backend did not stop in time and was ended."))
+        elif now - self._heard > SILENCE_S:
+            log = str(job.folder / "log.txt")
+            self._backend_failed(
+                Failure("backend_hung", "The job reported nothing for half an hour.", "Try again.", log)
+            )
+
+    # ---------------------------------------------------------------- helpers
+
+    def _running(self) -> QueuedJob | None:
+        return next((job for job in self.jobs if job.state == "running"), None)
+
+    def _find(self, job_id: str) -> QueuedJob:
+        for job in self.jobs:
+            if job.id == job_id:
+                return job
+        raise KeyError(job_id)
+
+    def _kind(self, job: QueuedJob) -> str:
+        return kind(str((self.backend.hello or {}).get("device", "")), job.request)
+
+    def _end(self, job: QueuedJob, state: JobState, failure: Failure | None = None) -> None:
+        job.state, job.failure = state, failure if state == "failed" else None
+        self._write(job)
+        self._changed.append(job)
+
+    def _hold_lock(self) -> None:
+        if self._lock is None:
+            self._lock = SessionLock(self._folder / SESSIONS)
+
+    def _write(self, job: QueuedJob) -> None:
+        """Keeps what was asked; a full disk must not stop a job that is running."""
+        content = {
+            "request": job.request,
+            "state": job.state,
+            "submitted_at": job.submitted_at,
+            "session": self._lock.name if self._lock is not None else "",
+        }
+        temporary = job.folder / f"{FILE}.{os.getpid()}.tmp"
+        try:
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+            temporary.replace(job.folder / FILE)
+        except OSError:
+            if job.state == "waiting" and not (job.folder / FILE).exists():
+                raise
+
+
+def new_id(name: str) -> str:
+    """A folder name that sorts by time, says what the job is, and is never used twice."""
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower())[:32].strip("-")
+    parts = [time.strftime("%Y%m%d-%H%M%S"), words, uuid.uuid4().hex[:6]]
+    return "-".join(part for part in parts if part)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What was asked of the job in a folder; None when there is none. A job of the command line counts too."""
+    for name in (FILE, "request.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            return content if name == FILE else {"request": content}
+    return None

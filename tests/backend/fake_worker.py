@@ -1,0 +1,58 @@
+"""A worker for the tests of the server. The prompt of a job says what it does: ok, die (at its second step), die once,
+hang, deaf (does not hear cancel), noise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from im3d.jobs import Job
+from im3d.pipes import Outgoing, read_messages
+from im3d.protocol import Message, message
+
+send = Outgoing()
+asked: list[Message] = []
+wake, cancelled = threading.Condition(), threading.Event()
+
+
+def take(item: Message) -> None:
+    if item["type"] == "cancel":
+        cancelled.set()
+        return
+    with wake:
+        asked.append(item)
+        wake.notify()
+
+
+def work(item: Message) -> None:
+    job = Job.open(Path(item["job"]))
+    plan, job_id = job.request.prompt, item["id"]
+    (job.folder / f"worker_{os.getpid()}").touch()
+    if "load" not in job.state.finished:
+        job.finish("load", "load", 0.1)
+    send(message("progress", job_id, stage="fit", step=1, steps=2, eta_s=1.0))
+    marker = job.folder / "died"
+    if plan == "die" or (plan == "die once" and not marker.exists()):
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if plan == "noise":
+        print("stray output", flush=True)
+        os.write(1, b"from a library\n")
+    if plan in ("hang", "deaf"):
+        while not (plan == "hang" and cancelled.wait(60)):
+            pass
+        send(message("error", job_id, code="cancelled", message="Cancelled.", hint="", log=""))
+        return
+    send(message("result", job_id, path=str(job.folder / "result.json")))
+
+
+read_messages(sys.stdin.buffer, take, print, lambda: os._exit(0))
+while True:
+    with wake:
+        wake.wait_for(lambda: asked)
+        current = asked.pop(0)
+    cancelled.clear()
+    work(current)

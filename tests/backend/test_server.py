@@ -1,0 +1,232 @@
+"""`im3d serve`: what Blender talks to, with a worker that misbehaves, and with the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from analytic import orbit_views
+
+from im3d import protocol
+from im3d.images import write_views
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+WAIT_S = 30.0
+
+
+class Client:
+    """A server process and what it says."""
+
+    def __init__(self, command: list[str]) -> None:
+        environment = {**os.environ, "IM3D_HOME": "/nonexistent/im3d"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        self.heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.stray: list[bytes] = []
+        self.noise: list[bytes] = []
+        for target, stream in ((self._read, self.process.stdout), (self._drain, self.process.stderr)):
+            threading.Thread(target=target, args=(stream,), daemon=True).start()
+
+    def _read(self, stream: Any) -> None:
+        for line in stream:
+            try:
+                self.heard.put(protocol.decode(line))
+            except protocol.ProtocolError:
+                self.stray.append(line)
+
+    def _drain(self, stream: Any) -> None:
+        self.noise.extend(stream)
+
+    def send(self, type_: str, id_: str = "", **content: Any) -> None:
+        self.raw(protocol.encode(protocol.message(type_, id_, **content)))
+
+    def raw(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line)
+        self.process.stdin.flush()
+
+    def expect(self, type_: str, id_: str = "", seconds: float = WAIT_S) -> dict[str, Any]:
+        """The next message of that type and id; what comes before it is dropped."""
+        end = time.monotonic() + seconds
+        while True:
+            item = self.heard.get(timeout=max(end - time.monotonic(), 0.01))
+            if (item["type"], item["id"]) == (type_, id_):
+                return item
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Client]]:
+    """Starts servers; at the end they are told to go, and neither they nor their workers are left."""
+    clients: list[Client] = []
+
+    def start(real: bool = False, idle_s: float = 0.0) -> Client:
+        code = f"from im3d.server import serve; raise SystemExit(serve({[sys.executable, str(FAKE)]!r}, {idle_s}))"
+        real_command = [sys.executable, "-m", "im3d.cli", "serve", "--blender", "/none"]
+        clients.append(Client(real_command if real else [sys.executable, "-c", code]))
+        clients[-1].expect("hello")
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        family = [] if client.process.poll() is not None else client.workers()
+        if client.process.poll() is None:
+            assert client.process.stdin is not None
+            client.process.stdin.close()
+            assert client.process.wait(timeout=WAIT_S) == 0
+        _, alive = psutil.wait_procs(family, timeout=WAIT_S)
+        assert alive == []
+
+
+def submit(client: Client, folder: Path, prompt: str) -> Path:
+    client.send("submit", folder.name, request={"prompt": prompt}, job=str(folder))
+    return folder
+
+
+def test_jobs_run_one_after_the_other_in_one_worker(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    jobs = [submit(client, tmp_path / f"job{i}", "ok") for i in range(3)]
+    for job in jobs:
+        assert client.expect("progress", job.name)["stage"] == "fit"
+        assert client.expect("result", job.name)["path"] == str(job / "result.json")
+    assert len({p.name for job in jobs for p in job.glob("worker_*")}) == 1
+    client.send("free_memory")
+    client.send("ping", "p")
+    client.expect("pong", "p")
+    assert client.workers() == []
+    submit(client, tmp_path / "again", "ok")
+    client.expect("result", "again")
+
+
+def test_a_death_costs_a_stage_and_two_at_the_same_step_the_job(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    once, twice = submit(client, tmp_path / "once", "die once"), submit(client, tmp_path / "twice", "die")
+    client.expect("result", "once")
+    assert len(list(once.glob("worker_*"))) == 2
+    error = client.expect("error", "twice")
+    assert (error["code"], error["log"]) == ("out_of_memory", str(twice / "log.txt"))
+    assert "draft" in error["hint"]
+    assert json.loads((twice / "state.json").read_text())["status"] == "failed"
+    submit(client, tmp_path / "after", "ok")
+    client.expect("result", "after")
+
+
+def test_cancel_is_heard_while_a_job_runs(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    submit(client, tmp_path / "a", "hang")
+    waiting = submit(client, tmp_path / "b", "ok")
+    client.expect("progress", "a")
+    client.send("ping", "now")
+    client.expect("pong", "now", seconds=5)
+    client.send("cancel", "b")
+    assert client.expect("error", "b")["code"] == "cancelled"
+    assert json.loads((waiting / "state.json").read_text())["status"] == "cancelled"
+    client.send("cancel", "a")
+    assert client.expect("error", "a", seconds=5)["code"] == "cancelled"
+
+
+def test_a_worker_that_does_not_hear_is_ended(tmp_path: Path) -> None:
+    from im3d.server import Server
+
+    said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    server = Server(said.put, heard, [sys.executable, str(FAKE)], 0.0)
+    server._command(protocol.message("submit", "a", request={"prompt": "deaf"}, job=str(tmp_path / "a")))
+    source, _, item = heard.get(timeout=WAIT_S)
+    assert (source, item["type"]) == ("worker", "progress")
+    worker = server.worker
+    assert worker is not None
+    server._command(protocol.message("cancel", "a"))
+    assert server.running is not None
+    server.running.stop_by = time.monotonic() - 1  # its time is over
+    server._check_clock()
+    assert worker.poll() is not None
+    assert said.get(timeout=1)["code"] == "cancelled"
+    assert server.running is None
+
+
+def test_bad_requests_are_refused_and_leave_no_folder(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    for request, words in (
+        ({"prompt": "x", "colour": "red"}, "unknown part: colour"),
+        ({"image": str(tmp_path / "none.png")}, "does not exist"),
+        ({"prompt": "x", "preset": "best"}, "no preset best"),
+        ({"prompt": "x", "settings": {"fit": {"iterations": "many"}}}, "fit.iterations cannot be many"),
+        ({"prompt": "x", "seed": "one"}, "cannot be read"),
+        ({}, "nothing to start from"),
+        ([], "unknown part"),
+    ):
+        client.send("submit", "bad", request=request, job=str(tmp_path / "bad"))
+        error = client.expect("error", "bad")
+        assert error["code"] == "bad_input"
+        assert words in error["message"]
+        assert not (tmp_path / "bad").exists()
+    client.send("submit", "bad", request={"prompt": "x"}, job="relative")
+    assert "absolute" in client.expect("error", "bad")["message"]
+    client.send("resume", "none", job=str(tmp_path / "none"))
+    assert "holds no job" in client.expect("error", "none")["message"]
+    for line in (b"garbage\n", b'{"v": 2, "id": "", "type": "ping"}\n', b"x" * 2_000_000 + b"\n"):
+        client.raw(line)
+        assert client.expect("error")["code"] == "bad_input"
+
+
+def test_stray_output_never_reaches_the_messages(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    submit(client, tmp_path / "a", "noise")
+    client.expect("result", "a")
+    assert client.stray == []
+
+
+def test_an_idle_worker_is_ended(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve(idle_s=0.2)
+    submit(client, tmp_path / "a", "ok")
+    client.expect("result", "a")
+    psutil.wait_procs(client.workers(), timeout=WAIT_S)
+    assert client.workers() == []
+
+
+def test_nothing_outlives_a_killed_server(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    submit(client, tmp_path / "a", "hang")
+    client.expect("progress", "a")
+    family = client.workers()
+    assert len(family) == 1
+    client.process.send_signal(signal.SIGKILL)
+    client.process.wait()
+    _, alive = psutil.wait_procs(family, timeout=WAIT_S)
+    assert alive == []
+
+
+@pytest.mark.slow
+def test_a_real_job_survives_the_death_of_its_worker(serve: Callable[..., Client], tmp_path: Path) -> None:
+    write_views(tmp_path / "views", orbit_views(96, count=8))
+    settings = {
+        "fit": {"iterations": 60, "size": 64, "points": 1000, "max_gaussians": 1500},
+        "mesh": {"grid": 48, "virtual_views": 6, "faces": 2000, "outline_rounds": 1},
+        "texture": {"size": 128, "normal_map": False, "polish": 1},
+    }
+    request = {"views": str(tmp_path / "views"), "settings": settings, "name": "pot"}
+    client = serve(real=True)
+    client.send("submit", "job", request=request, job=str(tmp_path / "job"))
+    while client.expect("progress", "job", seconds=120)["stage"] != "mesh":
+        pass
+    (worker,) = [p for p in client.workers() if "im3d.worker" in p.cmdline()]
+    worker.kill()
+    result = json.loads(Path(client.expect("result", "job", seconds=200)["path"]).read_text())
+    assert result["status"] == "done"
+    assert (tmp_path / "job" / "mesh.glb").stat().st_size > 1000
+    assert client.stray == []
