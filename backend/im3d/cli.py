@@ -23,6 +23,7 @@ from im3d.errors import CancelledError, Im3dError, OutOfMemoryError
 # Each is a module with configure(parser) and run(args) -> exit status, imported when it is asked for.
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("im3d.commands.generate", "make an object from a picture, a sentence or the views of an orbit"),
+    "batch": ("im3d.commands.batch", "make an object of every row of a table or every picture of a folder"),
     "resume": ("im3d.commands.resume", "continue an interrupted job"),
     "models": ("im3d.commands.models", "list, download and check the models, and show their licences"),
     "evaluate": ("im3d.evaluate.command", "measure the result against ground truth"),
