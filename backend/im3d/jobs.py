@@ -80,6 +80,11 @@ class Request:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"The seed {self.seed} is out of range.", "Use a seed from 0 to 2^63 - 1.")
 
+    @property
+    def only_prompt(self) -> bool:
+        """Whether the picture is still to be drawn."""
+        return self.views is None and self.image is None
+
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 

@@ -50,6 +50,8 @@ def run_pipeline(
 
         job.state.timings_s["load"] = job.state.timings_s.get("load", 0.0) + time.monotonic() - start
         step("load", stages.load)
+        if job.request.only_prompt:
+            step("picture", stages.make_picture, stage="image")
         step("image", stages.make_subject)
         step("orbit", stages.make_views)
         for number, until in enumerate(fit_legs(job.request.settings.fit, stages.refine_settings), start=1):

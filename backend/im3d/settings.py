@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from im3d.errors import InputError
 
+ImageMemory = Literal["auto", "whole", "offload", "compressed"]
 Preset = Literal["draft", "standard", "paper"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
@@ -107,13 +108,13 @@ class RefineSettings:
     Attributes:
         rounds: How often; 0 switches it off.
         every: Fit iterations before each round.
-        noise: Share of the noise ladder that the renders are lifted to, in (0, 1].
+        noise: Share of the noise ladder that the renders are lifted to, in (0, 1]. 0: what suits the generator.
         steps: Denoising steps of each round.
     """
 
     rounds: int = 2
     every: int = 500
-    noise: float = 0.5
+    noise: float = 0.0
     steps: int = 10
 
 
@@ -124,10 +125,17 @@ class ImageSettings:
     Attributes:
         model: The text-to-image model; "auto" is the first that is installed, in this order.
         orbit_prompt: Whether words that help orbits are added to the prompt (one object, plain background).
+        size: Side of the picture in pixels, a multiple of 16. 0: what the model was made for.
+        steps: Denoising steps. 0: what the model's makers advise.
+        memory: All networks on the GPU at once ("whole"), each only while it works ("offload"), or the same with 8-bit
+            weights ("compressed"); "auto" goes by what is free.
     """
 
     model: Literal["auto", "flux2_klein", "z_image_turbo", "sdxl"] = "auto"
     orbit_prompt: bool = True
+    size: int = 0
+    steps: int = 0
+    memory: ImageMemory = "auto"
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,16 @@ import numpy as np
 import torch
 
 from im3d.blender import find_blender, render_preview, save_blend
-from im3d.elevation import estimate_orbit
-from im3d.errors import Im3dError, InputError, ModelError
+from im3d.elevation import OrbitEstimate, estimate_orbit
+from im3d.errors import Im3dError, InputError
 from im3d.framing import centring_crop, whole_picture
 from im3d.generators.base import Generator, Subject
+from im3d.generators.choose import Choice, build_generator, choose_generator
 from im3d.generators.files import FilesGenerator
 from im3d.images import OrbitViews, read_image, read_views, write_png, write_views
+from im3d.isnet import installed_isnet
 from im3d.jobs import Job, stage_seed
-from im3d.masks import isolate, read_mask
+from im3d.masks import Segment, isolate, read_mask
 from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
 from im3d.mesh.export import write_glb
 from im3d.mesh.surface import TriangleMesh, mesh_stats
@@ -36,6 +38,7 @@ from im3d.splats.ply import load_ply, save_ply
 from im3d.splats.render import best_rasterizer, render
 from im3d.splats.score import photometric_score
 from im3d.storage import make_folder, write_json
+from im3d.text_to_image import choose_image_model, draw_picture, motion_warning
 from im3d.turntable import write_turntable
 
 # Below this the elevation is reported as a guess.
@@ -79,13 +82,23 @@ class Stages:
         if request.views is not None:
             if request.generator not in ("auto", "files"):
                 raise InputError(f"{request.generator} makes views; yours are given.", "Leave --generator out.")
-            return FilesGenerator(Path(request.views), request.elevation_deg)
+            return FilesGenerator(Path(request.views), request.elevation_deg, segment=self.segment)
         if request.generator == "files":
             raise InputError("The generator 'files' needs --views.", "Give --views, or another generator.")
-        raise ModelError(
-            "No generator that turns a picture into views is installed.",
-            "Bring the views of an orbit with --views; see im3d models list.",
-        )
+        settings = self.settings.sv3d
+        return build_generator(self.choice.name, settings, self.device, request.elevation_deg, self.segment)
+
+    @functools.cached_property
+    def choice(self) -> Choice:
+        """The generator of a picture; a resumed job keeps its own, whatever has been installed since."""
+        if "generator" in self.notes:
+            return Choice(self.notes["generator"], self.notes["generator_reason"])
+        return choose_generator(self.request.generator, self.device, self.request.elevation_deg is not None)
+
+    @functools.cached_property
+    def segment(self) -> Segment | None:
+        """IS-Net, where it is installed."""
+        return installed_isnet(self.device)
 
     @property
     def refine_settings(self) -> RefineSettings:
@@ -126,15 +139,32 @@ class Stages:
         make_folder(self.job.work)
         if self.request.image is not None:
             write_png(self.job.folder / "input.png", read_image(Path(self.request.image)))
+        if self.request.only_prompt:
+            self.notes["image_model"] = choose_image_model(self.settings.image.model)
+        settings = self.settings.refine
+        if not (0 <= settings.noise <= 1 and settings.steps >= 1):
+            raise InputError(
+                f"A refinement of {settings.steps} steps from {settings.noise:g} of the noise is not possible.",
+                "Use refine.noise from 0 to 1 and refine.steps from 1.",
+            )
         self.notes.update(generator=self.generator.name, can_refine=self.generator.can_refine, network_calls=0)
+        self.notes["generator_reason"] = self.choice.reason if self.request.views is None else ""
         progress(1, 1)
+
+    def make_picture(self, progress: Progress) -> None:
+        """Draws the picture that a sentence describes."""
+        request, model = self.request, self.notes["image_model"]
+        seed = stage_seed(request.seed, "image")
+        picture = draw_picture(request.prompt, model, self.settings.image, seed, self.device, progress)
+        write_png(self.job.folder / "input.png", picture)
+        self.warn(*filter(None, [motion_warning(request.prompt)]))
 
     def make_subject(self, progress: Progress) -> None:
         """Cuts the object out of the picture and frames it as the generator expects."""
         if self.request.views is None:
             picture = read_image(self.job.folder / "input.png")
             mask = read_mask(Path(self.request.mask), picture.shape) if self.request.mask else None
-            cut = isolate(picture, mask)
+            cut = isolate(picture, mask, self.segment)
             size = self.generator.size
             recenter = self.request.recenter
             crop = centring_crop(cut.rgba[..., 3], size) if recenter else whole_picture(cut.rgba.shape, size)
@@ -146,21 +176,25 @@ class Stages:
     def make_views(self, progress: Progress) -> None:
         """The generator's views, with whatever their orbit left open estimated from them."""
         views = self.generator.generate(self._subject(), stage_seed(self.request.seed, "orbit"), progress)
-        radius_known = direction_known = True
+        # Pictures do not tell a small near object from a large far one: a generator's distance is only a habit.
+        radius_known, direction_known = False, True
         if isinstance(self.generator, FilesGenerator):
             brought = self.generator.brought
             radius_known, direction_known = brought.radius_known, brought.direction_known
             self.notes["mask"] = brought.mask_method
             self.warn(*brought.warnings)
+        elif self.request.elevation_deg is not None:
+            views = OrbitViews(views.rgba, dataclasses.replace(views.orbit, elevation_deg=self.request.elevation_deg))
         estimate = estimate_orbit(views, radius_known, direction_known, photometric_score)
+        method, confidence = self._elevation_source(views, estimate)
         self.notes.update(
             network_calls=self.generator.network_calls,
-            elevation_method=estimate.method,
-            elevation_confidence=round(estimate.elevation_confidence, 3),
+            elevation_method=method,
+            elevation_confidence=confidence,
             direction=estimate.direction,
             direction_confidence=round(estimate.direction_confidence, 3),
         )
-        if estimate.elevation_confidence < LOW_CONFIDENCE:
+        if confidence is not None and confidence < LOW_CONFIDENCE:
             self.warn(
                 f"The elevation of the views, {estimate.orbit.elevation_deg:g}°, is a guess: the object looks much the "
                 "same from others. If the result leans or bulges, give --elevation."
@@ -180,16 +214,17 @@ class Stages:
         alpha = rendered.alpha[..., None].clamp(1e-4, 1)
         rgba = torch.cat([(rendered.rgb / alpha).clamp(0, 1), rendered.alpha[..., None]], dim=-1).cpu().numpy()
         settings, seed = self.settings.refine, stage_seed(self.request.seed, f"refine {number}")
+        noise = settings.noise or self.generator.refine_noise
         calls = self.generator.network_calls
-        views = self.generator.refine(
-            self._subject(), OrbitViews(rgba, orbit), settings.noise, settings.steps, seed, progress
-        )
+        views = self.generator.refine(self._subject(), OrbitViews(rgba, orbit), noise, settings.steps, seed, progress)
         write_views(self.job.work / f"refine_{number}", OrbitViews(views.rgba, orbit))
         self.notes["network_calls"] += self.generator.network_calls - calls
         self.splat_fit.retarget(self.views)
 
     def finish_splats(self, progress: Progress) -> None:
-        """Saves the splats that some view sees."""
+        """Saves the splats that some view sees, and lets go of the generator, which has done its part."""
+        if "generator" in vars(self):  # a resumed job may never have needed it
+            self.generator.release()
         save_ply(self.job.folder / "splats.ply", self.splat_fit.finished())
         self.notes["perceptual"] = self.splat_fit.perceptual_name
         progress(1, 1)
@@ -236,6 +271,8 @@ class Stages:
             "preview": "preview.png",
             "turntable": "turntable.webp",
             "generator": notes["generator"],
+            "generator_reason": notes.get("generator_reason", ""),
+            "image_model": notes.get("image_model"),
             "preset": self.request.preset,
             "seed": self.request.seed,
             "height_m": self.request.height_m,
@@ -271,6 +308,15 @@ class Stages:
             assert isinstance(self.generator, FilesGenerator)
             return Subject(self.generator.brought.views.rgba[0], self.request.prompt)
         return Subject(read_image(path), self.request.prompt)
+
+    def _elevation_source(self, views: OrbitViews, estimate: OrbitEstimate) -> tuple[str, float | None]:
+        """Where the elevation of the views comes from, and how sure it is; None where nobody measured that."""
+        if views.orbit.elevation_deg is None:
+            return estimate.method, round(estimate.elevation_confidence, 3)
+        if self.request.elevation_deg is not None or self.request.views is not None:
+            return "given", 1.0
+        # `sv3d_p` was told a usual elevation for want of the true one; `mini` predicts it with the views (paper 3.3).
+        return ("prior", 0.0) if self.generator.name == "sv3d_p" else ("network", None)
 
     def _write_preview(self) -> None:
         """By Cycles where there is a Blender, otherwise from the splats; never a reason to fail the job."""

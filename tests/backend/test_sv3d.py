@@ -219,7 +219,7 @@ class TestDenoiser:
         # v = 1 + s·(2 − 1); D = x/(σ² + 1) − σ/√(σ² + 1)·v
         v = 1 + guidance_scales(5, 2.5).view(5, 1, 1, 1)
         torch.testing.assert_close(result, x / 10 - 3 / math.sqrt(10) * v.expand_as(x))
-        assert generator.network_calls == 1
+        assert generator.network_calls == 2
 
         calls = networks.unet.calls
         sample, contexts = torch.cat([c[0] for c in calls]), torch.cat([c[2] for c in calls])
@@ -343,6 +343,16 @@ class TestLoop:
         # There the input view is not one of the orbit's: nothing is replaced by it.
         np.testing.assert_allclose(over(views.rgba), over(truth.rgba), atol=2e-3)
 
+    @pytest.mark.parametrize(("name", "replaced"), [("sv3d_u", True), ("sv3d_p", False)])
+    def test_the_input_view_stays_where_the_elevation_was_only_found_out(self, name: str, replaced: bool) -> None:
+        # `sv3d_u` draws at the input's elevation, whatever that turns out to be.
+        truth = true_views(4, elevation=25.0)
+        generator = Oracle(truth)
+        generator.name, generator.orbit = name, Orbit.uniform(4)
+        subject = Subject(np.full((SIZE, SIZE, 4), 0.25, np.float32))
+        views = generator.refine(subject, truth, 0.4, 2, seed=0, progress=silent)
+        assert np.array_equal(views.rgba[0], subject.rgba) == replaced
+
     def test_other_azimuths_are_a_mistake(self) -> None:
         generator = Oracle(true_views(16))
         with pytest.raises(ValueError, match="azimuths"):
@@ -368,7 +378,7 @@ class TestSmallWeights:
         assert not np.array_equal(views.rgba, other.rgba)
         refined = generator.refine(subject, views, 0.375, 2, 7, silent)
         assert refined.rgba.shape == views.rgba.shape
-        assert generator.network_calls == 3 + 3 + 2
+        assert generator.network_calls == 2 * (3 + 3 + 2)
 
     def test_every_memory_mode_draws_the_same(self, checkpoints: dict[str, Path], subject: Subject) -> None:
         drawn = []
@@ -392,7 +402,7 @@ class TestSmallWeights:
         generator = small(checkpoints)
         with pytest.raises(CancelledError):
             generator.generate(subject, 0, stop)
-        assert generator.network_calls == 2
+        assert generator.network_calls == 2 * 2
 
     def test_views_without_an_object_are_explained(self, checkpoints: dict[str, Path], subject: Subject) -> None:
         with pytest.raises(InputError, match="sv3d_p drew no object before a plain background in view 0"):

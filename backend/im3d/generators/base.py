@@ -38,8 +38,9 @@ class Generator(Protocol):
         size: Side of the views in pixels.
         input_frame: Index of the view that shows the subject.
         can_refine: Whether `refine` works; a generator of given views cannot.
-        network_calls: Evaluations of the network so far, conditional and unconditional passes of one step counted once
-            as in the paper's Table 4.
+        refine_noise: Share of the noise ladder that suits a refinement of this generator's views.
+        network_calls: Evaluations of the network so far. A guided step is two, with and without the subject: so the
+            paper's "around 40" first and at most 80 in all (3.4, Table 4) are 20 steps and two rounds of 10.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Generator(Protocol):
     size: int
     input_frame: int
     can_refine: bool
+    refine_noise: float
     network_calls: int
 
     def generate(self, subject: Subject, seed: int, progress: Progress) -> OrbitViews:
@@ -66,5 +68,8 @@ class Generator(Protocol):
         Args:
             renders: Views of this generator's orbit.
             noise: Share of the noise ladder to climb back, in (0, 1]; 1 is a start from pure noise.
-            steps: Network evaluations to spend.
+            steps: Denoising steps to spend.
         """
+
+    def release(self) -> None:
+        """Frees the memory of the networks; the next use reads them again."""

@@ -69,6 +69,7 @@ class FilesGenerator:
     name = "files"
     input_frame = 0
     can_refine = False
+    refine_noise = 0.0
     network_calls = 0
 
     def __init__(
@@ -94,6 +95,9 @@ class FilesGenerator:
     ) -> OrbitViews:
         """Always fails: given pictures cannot be drawn again."""
         raise InputError("Views from files cannot be refined.", "Set refine.rounds=0 or choose another generator.")
+
+    def release(self) -> None:
+        """Nothing to free."""
 
 
 def read_orbit(source: Path, views: int = DEFAULT_VIEWS, segment: Segment | None = None) -> Brought:

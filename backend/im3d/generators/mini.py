@@ -41,6 +41,7 @@ class MiniGenerator:
     name = "mini"
     input_frame = 0
     can_refine = True
+    refine_noise = 0.5
 
     def __init__(
         self, device: torch.device | str = "cpu", steps: int = 12, guidance: float = 1.0, weights: Path | None = None
@@ -86,7 +87,7 @@ class MiniGenerator:
         before = self.network_calls
 
         def counted(step: int, steps: int, preview: FloatArray | None = None) -> None:
-            self.network_calls = before + step
+            self.network_calls = before + step * (1 if self._guidance == 1 else 2)
             progress(step, steps, preview)
 
         try:
@@ -143,7 +144,7 @@ def sample_orbit(
     Args:
         model: The denoiser.
         condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
-        steps: Network evaluations.
+        steps: Denoising steps.
         generator: Of the noise.
         guidance: Classifier-free guidance; 1 is none and saves half of the work.
         start: (B, K, 4, S, S) renders to restart from, premultiplied RGBA in [0, 1].

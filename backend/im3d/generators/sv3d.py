@@ -49,9 +49,6 @@ Name = Literal["sv3d_u", "sv3d_p"]
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 # What sv3d_p is told when nobody knows the elevation: in the middle of its training range of −5° … 30°.
 DEFAULT_ELEVATION_DEG = 12.0
-# A share of the noise ladder at which a restart redraws detail and keeps shape: σ ≈ 3.9, at which a picture is still
-# recognisable. Half the ladder would be σ ≈ 16, nearly a fresh sample.
-REFINE_NOISE = 0.375
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,9 @@ class Sv3dGenerator:
 
     input_frame = 0
     can_refine = True
+    # σ ≈ 3.9, at which detail is redrawn and a picture is still recognisable. Half the ladder would be σ ≈ 16, nearly a
+    # fresh sample.
+    refine_noise = 0.375
 
     def __init__(
         self,
@@ -107,9 +107,11 @@ class Sv3dGenerator:
     ) -> None:
         if size % (LATENT_STRIDE * UNET_STRIDE):
             raise InputError(f"SV3D cannot draw views of {size} pixels.", "Use a multiple of 64, such as 512 or 576.")
+        if steps < 1:
+            raise InputError(f"SV3D cannot draw in {steps} steps.", "Use sv3d.steps from 1; the default is 20.")
         if name == "sv3d_p" and elevation_deg is None:
             elevation_deg = DEFAULT_ELEVATION_DEG
-        self.name = name
+        self.name: str = name
         self.size = size
         self.orbit = Orbit.uniform(views, elevation_deg, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
@@ -164,8 +166,8 @@ class Sv3dGenerator:
                 x = dpm_solver_2m(self.denoiser(conditioning), x, sigmas, lambda i, _, __: progress(i, steps))
             rgb = in_orbit_order(self.decode(x))
         rgba = np.stack([self._cut_out(view, k) for k, view in enumerate(rgb)])
-        if orbit.elevation_deg == self.orbit.elevation_deg:
-            # The model redraws its input view; the input itself is truer.
+        if self.name == "sv3d_u" or orbit.elevation_deg == self.orbit.elevation_deg:
+            # The model redraws its input view; the input itself is truer. `sv3d_u` always draws at its elevation.
             rgba[self.input_frame] = picture
         progress(steps, steps, rgba[0])
         return OrbitViews(rgba, orbit)
@@ -200,7 +202,7 @@ class Sv3dGenerator:
             return unet(sample, level, context[half], vectors[half]).float()
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            self.network_calls += 1
+            self.network_calls += 2
             sigma = sigma.to(self._device)
             scaled = (x / (sigma**2 + 1).sqrt()).to(latents.dtype)
             level = sigma.log() / 4

@@ -54,8 +54,13 @@ def choose_mode(wanted: str, device: torch.device) -> MemoryMode:
         return CPU_MODE
     if wanted != "auto":
         return next(mode for mode in MODES if mode.name == wanted)
-    free = torch.cuda.mem_get_info(device)[0] / GIGABYTE
-    return fitting_mode(free)
+    return fitting_mode(free_gigabytes(device))
+
+
+def free_gigabytes(device: torch.device) -> float:
+    """GPU memory that is free, in GB; what torch has reserved and does not use counts as free."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) / GIGABYTE
 
 
 def fitting_mode(free_gb: float) -> MemoryMode:

@@ -1,0 +1,120 @@
+"""Which generator makes the views: the one that was asked for, or the best that is installed and fits the memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from im3d.errors import InputError, ModelError
+from im3d.generators.base import Generator
+from im3d.generators.mini import MiniGenerator, mini_weights
+from im3d.generators.sv3d import Sv3dGenerator
+from im3d.generators.sv3d_memory import MODES, free_gigabytes
+from im3d.masks import Segment
+from im3d.models import find_model, installed, require
+from im3d.settings import Sv3dSettings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A generator that turns a picture into views.
+
+    Attributes:
+        name: "sv3d_u", "sv3d_p" or "mini".
+        reason: Why "auto" took it, a sentence; "" when it was asked for by name.
+    """
+
+    name: str
+    reason: str = ""
+
+
+def choose_generator(wanted: str, device: torch.device, elevation_known: bool = False) -> Choice:
+    """The generator for a job whose source is a picture.
+
+    "auto" takes the first of SV3D and mini that is installed and that the device holds. Of SV3D's two, `sv3d_p` goes
+    first where the elevation is known, since it can be told; `sv3d_u` otherwise. Without a GPU SV3D takes hours, and
+    runs only when it is asked for by name.
+
+    Args:
+        wanted: "auto" or a name.
+        device: Where it is to compute.
+        elevation_known: Whether the user gave the elevation.
+
+    Raises:
+        InputError: There is no generator of that name.
+        ModelError: Its weights, or with "auto" all weights, are missing; the message names the command that gets them.
+    """
+    if wanted == "mini":
+        mini_weights()
+        return Choice("mini")
+    if wanted in ("sv3d_u", "sv3d_p"):
+        require(wanted)
+        return Choice(wanted)
+    if wanted != "auto":
+        raise InputError(f"There is no generator {wanted}.", "Choose auto, sv3d_u, sv3d_p or mini.")
+    passed: list[str] = []
+    for name in ("sv3d_p", "sv3d_u") if elevation_known else ("sv3d_u", "sv3d_p"):
+        obstacle = _sv3d_obstacle(name, device)
+        if obstacle is None:
+            return Choice(name, _reason(name, passed))
+        passed.append(obstacle)
+    try:
+        mini_weights()
+    except ModelError as error:
+        raise _nothing_fits(passed) from error
+    return Choice("mini", _reason("mini", passed))
+
+
+def build_generator(
+    name: str, settings: Sv3dSettings, device: torch.device, elevation_deg: float | None, segment: Segment | None
+) -> Generator:
+    """The generator of that name; its weights are read when it is first used.
+
+    Args:
+        name: As in `Choice`.
+        settings: SV3D's.
+        device: Where to compute.
+        elevation_deg: The elevation that the user gave.
+        segment: A segmentation network for drawn views whose background is not plain.
+    """
+    if name == "mini":
+        return MiniGenerator(device)
+    return Sv3dGenerator(
+        "sv3d_p" if name == "sv3d_p" else "sv3d_u",
+        device,
+        elevation_deg,
+        views=settings.views,
+        size=settings.size,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        memory=settings.memory,
+        segment=segment,
+    )
+
+
+def _sv3d_obstacle(name: str, device: torch.device) -> str | None:
+    """Why "auto" passes SV3D by, or None."""
+    if installed(name) is None:
+        return f"{name} is not installed"
+    if device.type != "cuda":
+        return f"{name} needs a GPU"
+    free, least = free_gigabytes(device), MODES[-1].needs_gb
+    return f"{name} needs {least:g} GB of free GPU memory and {free:.1f} GB are free" if free < least else None
+
+
+def _reason(name: str, passed: list[str]) -> str:
+    return f"{name} is the best that is installed and fits ({'; '.join(passed) or 'nothing better was passed by'})."
+
+
+def _nothing_fits(passed: list[str]) -> ModelError:
+    best = find_model("sv3d_u")
+    if installed(best.name) or installed("sv3d_p"):
+        return ModelError(
+            f"No generator that turns a picture into views can run here: {'; '.join(passed)}.",
+            "Free some memory, ask for it by --generator all the same, or bring the views with --views.",
+        )
+    return ModelError(
+        "No generator that turns a picture into views is installed.",
+        f"Get one with: im3d models download {best.name} ({best.size}), or bring the views with --views.",
+    )

@@ -1,0 +1,282 @@
+"""Whole jobs whose views are drawn: from a sentence or a picture to an object, the paper's loop, resuming in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from analytic import orbit_views
+from sv3d_checkpoint import SMALL_P, random_checkpoint, write_checkpoint
+from test_sv3d import Oracle
+from tiny_models import copying_mini, record, tiny_sdxl
+
+from im3d import stages
+from im3d.cli import main
+from im3d.errors import CancelledError, InputError, ModelError
+from im3d.generators import mini, sv3d
+from im3d.generators.choose import Choice
+from im3d.images import FloatArray, OrbitViews, over, read_image, read_views, write_png
+from im3d.jobs import Job, Request
+from im3d.models import find_model
+from im3d.pipeline import run_pipeline
+from im3d.protocol import Message
+from im3d.settings import Settings, parse_overrides, preset_settings
+
+# Small enough for seconds. The fit is in three legs with the loop's two rounds between them.
+SMALL = ("fit.iterations=24", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.every=10",
+         "refine.steps=2", "mesh.grid=48", "mesh.virtual_views=4", "mesh.faces=1000", "mesh.outline_rounds=0",
+         "texture.size=128", "texture.normal_map=false", "texture.polish=0", "fit.lpips_shrink=2")  # fmt: skip
+SV3D = ("sv3d.size=64", "sv3d.views=6", "sv3d.steps=2")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small random models, installed: SDXL, both of SV3D, and mini."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IM3D_HOME", str(folder))
+        tiny_sdxl(find_model("sdxl").folder)
+        record("sdxl")
+        find_model("sv3d_p").folder.mkdir(parents=True)
+        write_checkpoint(find_model("sv3d_p").folder / "sv3d_p.safetensors", random_checkpoint(SMALL_P))
+        record("sv3d_p")
+        copying_mini(folder / "models" / "mini")
+    return folder
+
+
+@pytest.fixture
+def installed_models(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IM3D_HOME", str(home))
+    # The preview by Cycles has its own test; a Blender that does not exist makes it come from the splats.
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(mini, "SHIPPED_WEIGHTS", home / "none")
+    monkeypatch.setattr(sv3d, "SV3D_P", SMALL_P)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """The first view of the test object, on white."""
+    path = tmp_path / "pot.png"
+    write_png(path, over(orbit_views(96, count=2).rgba[0]))
+    return path
+
+
+def middle(rgb: FloatArray) -> FloatArray:
+    """Stands for IS-Net: the object is a disc in the middle, whatever the picture shows."""
+    y, x = (np.mgrid[: rgb.shape[0], : rgb.shape[1]] + 0.5) / len(rgb) - 0.5
+    return (x**2 + y**2 < 0.35**2).astype(np.float32)
+
+
+def generate(
+    capsys: pytest.CaptureFixture[str], *extra: str, settings: tuple[str, ...] = ()
+) -> tuple[int, dict[str, Any]]:
+    """`im3d generate`; returns the exit status and the object on the last line."""
+    changes = [part for value in (*SMALL, *settings) for part in ("--set", value)]
+    status = main(["generate", *changes, "--device", "cpu", "--blender", "/none", "--json", *extra])
+    return status, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed_models")
+def test_from_a_sentence_to_an_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SDXL draws the picture, sv3d_p the views, each on random weights; everything after is the product."""
+    monkeypatch.setattr(stages, "installed_isnet", lambda device: middle)
+    status, result = generate(
+        capsys, "--prompt", "a horse galloping", "--generator", "sv3d_p", "--out", str(tmp_path / "job"),
+        settings=(*SV3D, "image.size=64", "image.steps=2"),
+    )  # fmt: skip
+    assert status == 0, result
+    assert result["generator"] == "sv3d_p"
+    assert result["generator_reason"] == ""
+    assert result["image_model"] == "sdxl"
+    assert result["prompt"] == "a horse galloping"
+    # Two passes a step: the first orbit's 2 steps, then two rounds of 2.
+    assert result["network_calls"] == 2 * (2 + 2 + 2)
+    assert (result["elevation_deg"], result["elevation_method"], result["elevation_confidence"]) == (12, "prior", 0)
+    assert any("galloping" in w for w in result["warnings"])
+    assert any("is a guess" in w for w in result["warnings"])
+    assert result["mesh_stats"]["faces"] >= 20
+    assert Path(result["mesh"]).stat().st_size > 1000
+    drawn = read_image(tmp_path / "job" / "input.png")
+    assert drawn.shape == (64, 64, 4)
+    assert len(read_views(tmp_path / "job" / "views").orbit) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed_models")
+def test_from_a_picture_to_an_object_by_what_is_installed(
+    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, result = generate(capsys, "--image", str(picture), "--out", str(tmp_path / "job"))
+    assert status == 0, result
+    assert result["generator"] == "mini"
+    assert result["generator_reason"] == (
+        "mini is the best that is installed and fits (sv3d_u is not installed; sv3d_p needs a GPU)."
+    )
+    assert result["mask"] == "plain background"
+    assert result["network_calls"] == 12 + 2 + 2
+    assert result["elevation_method"] == "network"
+    assert result["elevation_confidence"] is None
+    # This mini answers with nearly the input in every view.
+    views = read_views(tmp_path / "job" / "views")
+    subject = read_image(tmp_path / "job" / "subject.png")
+    assert len(views.orbit) == 16
+    assert ((views.rgba[..., 3] > 0.5) == (subject[..., 3] > 0.5)).mean() > 0.95
+    assert result["mesh_stats"]["watertight"]
+
+
+class StopAt:
+    """A listener that cancels at a step of a stage, counted over the whole job."""
+
+    def __init__(self, stage: str, count: int) -> None:
+        self.stage, self.left, self.cancel = stage, count, Event()
+
+    def __call__(self, message: Message) -> None:
+        if message["type"] == "progress" and message["stage"] == self.stage:
+            self.left -= 1
+            if self.left == 0:
+                self.cancel.set()
+
+
+def run(job: Job, stop: StopAt | None = None) -> dict[str, Any]:
+    stop = stop or StopAt("never", 1)
+    return run_pipeline(job, stop, stop.cancel, device="cpu", blender="/none")
+
+
+def new_job(folder: Path, generator: str = "mini", settings: tuple[str, ...] = SMALL, **source: Any) -> Job:
+    request = Request("pot", generator=generator, settings=parse_overrides(Settings(), settings), **source)
+    return Job.create(folder, request)
+
+
+def loop_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the mesh out of the jobs of a test that is about the loop."""
+
+    def finish(self: stages.Stages) -> dict[str, Any]:
+        return {"network_calls": self.notes["network_calls"]}
+
+    for step in ("make_mesh", "make_texture", "export"):
+        monkeypatch.setattr(stages.Stages, step, lambda self, progress: None)
+    monkeypatch.setattr(stages.Stages, "finish", finish)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed_models")
+def test_a_job_stopped_in_the_middle_of_a_refinement_goes_on_to_the_same_result(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_only(monkeypatch)
+    whole = new_job(tmp_path / "whole", image=str(picture))
+    assert run(whole)["network_calls"] == 16
+    # After one of the second round's two steps: fit, round, fit are done.
+    broken = new_job(tmp_path / "broken", image=str(picture))
+    with pytest.raises(CancelledError):
+        run(broken, StopAt("refine", 3))
+    assert "fit to 20" in broken.state.finished
+    assert "refine 2" not in broken.state.finished
+    assert not (broken.work / "refine_2" / "orbit.json").exists()
+    assert run(Job.open(broken.folder))["network_calls"] == 16
+    for number in (1, 2):
+        mine, theirs = (read_views(j.work / f"refine_{number}") for j in (broken, whole))
+        np.testing.assert_array_equal(mine.rgba, theirs.rgba)
+        assert mine.orbit == theirs.orbit
+    assert (broken.folder / "splats.ply").read_bytes() == (whole.folder / "splats.ply").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed_models")
+def test_a_resumed_job_keeps_its_generator(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop_only(monkeypatch)
+    job = new_job(tmp_path / "job", generator="auto", image=str(picture))
+    with pytest.raises(CancelledError):
+        run(job, StopAt("orbit", 2))
+
+    def nobody_asks(*_: object) -> Choice:
+        raise AssertionError("the choice was made before")
+
+    monkeypatch.setattr(stages, "choose_generator", nobody_asks)
+    again = stages.Stages(Job.open(job.folder), "cpu", None)
+    assert again.choice.name == again.generator.name == "mini"
+    assert again.choice.reason.startswith("mini is the best")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("K", [16, 21])
+def test_an_oracle_makes_the_loop_return_the_true_views(
+    K: int, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a denoiser that knows the true views, both rounds give them back, however bad the splats' renders are."""
+    loop_only(monkeypatch)
+    truth = blocky(orbit_views(64, count=K))
+    oracle = Oracle(truth)
+    monkeypatch.setattr(stages, "choose_generator", lambda *_: Choice("sv3d_p"))
+    monkeypatch.setattr(stages, "build_generator", lambda *_: oracle)
+    job = new_job(tmp_path / "job", "sv3d_p", image=str(picture), elevation_deg=truth.orbit.elevation_deg)
+    assert run(job)["network_calls"] == 4 + 2 + 2
+    for folder in (job.folder / "views", job.work / "refine_1", job.work / "refine_2"):
+        views = read_views(folder)
+        assert views.orbit.azimuths_deg == truth.orbit.azimuths_deg
+        assert views.orbit.elevation_deg == truth.orbit.elevation_deg
+        # View 0 is the input picture.
+        assert np.abs(over(views.rgba) - over(truth.rgba))[1:].mean() < 0.01
+
+
+def blocky(views: OrbitViews) -> OrbitViews:
+    """Views of 8×8 blocks, which the oracle's latents hold without loss."""
+    K, S = views.rgba.shape[:2]
+    blocks = views.rgba.reshape(K, S // 8, 8, S // 8, 8, 4)
+    colours = blocks[..., :3].mean(axis=(2, 4)).clip(0, 0.8)
+    solid = blocks[..., 3:].mean(axis=(2, 4)) > 0.5
+    small = np.concatenate([colours, solid.astype(np.float32)], axis=-1).astype(np.float32)
+    return OrbitViews(small.repeat(8, 1).repeat(8, 2), views.orbit)
+
+
+def test_the_paper_preset_spends_at_most_eighty_network_calls() -> None:
+    settings = preset_settings("paper")
+    refinement = settings.refine.rounds * settings.refine.steps
+    assert 2 * (settings.sv3d.steps + refinement) == 80
+    assert 12 + refinement <= 80
+    assert settings.refine.every * settings.refine.rounds < settings.fit.iterations == 1200
+
+
+@pytest.mark.usefixtures("installed_models")
+class TestRefusals:
+    """What cannot work is said in the first second, before anything is drawn."""
+
+    @pytest.mark.parametrize("setting", ["refine.noise=1.5", "refine.noise=-0.1", "refine.steps=0"])
+    def test_a_refinement_out_of_range(self, setting: str, tmp_path: Path, picture: Path) -> None:
+        job = new_job(tmp_path / "job", settings=(setting,), image=str(picture))
+        with pytest.raises(InputError, match="refinement"):
+            run(job)
+
+    def test_a_generator_for_views_that_are_given(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="yours are given"):
+            run(new_job(tmp_path / "job", "mini", views=str(tmp_path)))
+
+    def test_a_missing_generator_names_its_command(self, tmp_path: Path, picture: Path) -> None:
+        with pytest.raises(ModelError, match=r"im3d models download sv3d_u \(9\.4 GB\)"):
+            run(new_job(tmp_path / "job", "sv3d_u", image=str(picture)))
+
+    def test_a_missing_image_model_names_its_command(self, tmp_path: Path) -> None:
+        job = new_job(tmp_path / "job", settings=("image.model=flux2_klein",), prompt="a mug")
+        with pytest.raises(ModelError, match=r"im3d models download flux2_klein \(16\.0 GB\)"):
+            run(job)
+        assert dataclasses.asdict(job.state)["status"] == "failed"
+        assert job.state.finished == []
+
+
+def test_the_command_line_ends_with_status_3_where_nothing_is_installed(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IM3D_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(mini, "SHIPPED_WEIGHTS", tmp_path / "none")
+    status, result = generate(capsys, "--image", str(picture), "--out", str(tmp_path / "job"))
+    assert status == 3
+    assert result["code"] == "model_missing"
+    assert "im3d models download sv3d_u (9.4 GB)" in result["hint"]
