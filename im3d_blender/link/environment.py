@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-import sys
 from pathlib import Path
 
 # Blender sets or inherits these for its own Python; another Python would take them for its own.
@@ -34,20 +34,27 @@ SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "Se
 
 
 def backend_python(home: Path) -> Path:
-    """The Python that runs the backend: `IM3D_PYTHON`, or that of the installed environment; it need not exist."""
+    """The Python that runs the backend: `IM3D_PYTHON`, or that of the installation in use; it need not exist."""
     chosen = os.environ.get(PYTHON_VARIABLE)
     if chosen:
         return Path(chosen)
-    inside = ("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")
-    return home.joinpath("backend", "environment", *inside)
+    try:
+        current = json.loads((home / "backend" / "current.json").read_text(encoding="utf-8"))
+        return home / str(current["python"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return home / "backend" / "not-installed"
 
 
-def backend_command(home: Path) -> list[str]:
+def backend_command(home: Path, blender: str = "") -> list[str]:
     """The command that starts the backend installed under `home`.
 
     -P and -s keep the current folder and the user's own site-packages out of it.
+
+    Args:
+        blender: Blender's executable, for previews; "" lets the backend look for one.
     """
-    return [str(backend_python(home)), "-P", "-s", "-m", "im3d.cli", "serve"]
+    command = [str(backend_python(home)), "-P", "-s", "-m", "im3d.cli", "serve"]
+    return [*command, "--blender", blender] if blender else command
 
 
 def child_environment(home: Path) -> dict[str, str]:
