@@ -12,9 +12,6 @@ threads of `backend`.
 
 from __future__ import annotations
 
-try:
-    from ...backend.im3d import protocol
-except ImportError:  # imported outside the extension, where im3d is a package of its own
-    from im3d import protocol
+from ...backend.im3d import protocol
 
 __all__ = ["protocol"]

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,11 @@ import pytest
 from package_index import PackageIndex, lock_of, make_wheel, wheel_of_installed
 
 ROOT = Path(__file__).parents[2]
-# im3d_blender without its __init__, which needs bpy.
-addon = types.ModuleType("im3d_addon")
-addon.__path__ = [str(ROOT / "im3d_blender")]
-sys.modules["im3d_addon"] = addon
-install: Any = importlib.import_module("im3d_addon.install")
-accelerator: Any = importlib.import_module("im3d_addon.install.accelerator")
-spec_module: Any = importlib.import_module("im3d_addon.install.spec")
-steps_module: Any = importlib.import_module("im3d_addon.install.steps")
-environment: Any = importlib.import_module("im3d_addon.link.environment")
+install: Any = importlib.import_module("extension.im3d_blender.install")
+accelerator: Any = importlib.import_module("extension.im3d_blender.install.accelerator")
+spec_module: Any = importlib.import_module("extension.im3d_blender.install.spec")
+steps_module: Any = importlib.import_module("extension.im3d_blender.install.steps")
+environment: Any = importlib.import_module("extension.im3d_blender.link.environment")
 
 CLI = """
 import sys, json, torch, helper

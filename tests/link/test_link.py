@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,36 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from extension.im3d_blender.link.backend import LOG_BYTES, Backend, Deadlines, Failure
+from extension.im3d_blender.link.environment import backend_command, child_environment
+from extension.im3d_blender.link.queue import CANCEL_S, SILENCE_S, JobQueue, QueuedJob
+from extension.im3d_blender.link.session_lock import SessionLock, is_alive
+from extension.im3d_blender.link.stage_times import StageTimes
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_backend.py")
 REQUEST = {"name": "A jug", "prompt": "a jug", "preset": "draft"}
-
-
-def load_link() -> ModuleType:
-    """im3d_blender/link as a package of its own: im3d_blender itself needs bpy."""
-    folder = ROOT / "im3d_blender" / "link"
-    spec = importlib.util.spec_from_file_location(
-        "link", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["link"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-load_link()
-from link.backend import LOG_BYTES, Backend, Deadlines, Failure  # noqa: E402
-from link.environment import backend_command, child_environment  # noqa: E402
-from link.queue import CANCEL_S, SILENCE_S, JobQueue, QueuedJob  # noqa: E402
-from link.session_lock import SessionLock, is_alive  # noqa: E402
-from link.stage_times import StageTimes  # noqa: E402
 
 
 class Clock:
