@@ -1,12 +1,22 @@
 """IM-3D inside Blender: bpy, numpy and the standard library, nothing else.
 
-    importing     a finished mesh as one clean object (also used by the command line)
-    jobs          finished jobs on disk (no bpy)
-    preferences   the folders
-    properties    what the panel shows and edits
-    thumbnails    the jobs' preview pictures as icons
-    operators     import a job, read the jobs folder again
-    panels        the sidebar tab
+Without bpy
+    job_request, placement   what a job is asked to make, and where its object goes
+    jobs, model_facts        finished jobs and models on disk
+    tasks, diagnostics       a command of the backend; a report without anything private
+    link/, install/          the backend's process and the queue; installing the backend
+
+With bpy
+    preferences, properties  what is kept with Blender and with the scene
+    session, backend_state   the queue and the backend of this session, ticked by one timer
+    importing, arrival       a finished mesh as one clean object (also used by the command line), in its scene
+    assets, lods, splats     what an object can bring along
+    pictures, thumbnails     pictures out of Blender; pictures of jobs as icons
+    generate, batch          one job, or a table of them
+    operators, …_operators   what the buttons do
+    command_line             blender --command im3d …
+    panels, …_ui             the sidebar tab
+    translations/            its texts in other languages
 
 Modules with classes export them as CLASSES, in the order in which they must be registered.
 """
@@ -15,9 +25,40 @@ from __future__ import annotations
 
 import bpy
 
-from . import operators, panels, preferences, properties, thumbnails
+from . import (
+    backend_operators,
+    backend_state,
+    backend_ui,
+    batch,
+    command_line,
+    generate,
+    history_ui,
+    operators,
+    panels,
+    picture_operators,
+    preferences,
+    properties,
+    queue_operators,
+    queue_ui,
+    session,
+    thumbnails,
+)
 
-CLASSES = [*preferences.CLASSES, *properties.CLASSES, *operators.CLASSES, *panels.CLASSES]
+_MODULES = (
+    preferences,
+    properties,
+    operators,
+    generate,
+    batch,
+    queue_operators,
+    picture_operators,
+    backend_operators,
+    panels,
+    queue_ui,
+    history_ui,
+    backend_ui,
+)
+CLASSES = [cls for module in _MODULES for cls in module.CLASSES]
 
 
 def register() -> None:
@@ -25,9 +66,14 @@ def register() -> None:
         bpy.utils.register_class(cls)
     properties.attach()
     operators.attach()
+    session.attach()
+    command_line.attach()
 
 
 def unregister() -> None:
+    command_line.detach()
+    session.detach()
+    backend_state.close()
     operators.detach()
     properties.detach()
     thumbnails.clear()

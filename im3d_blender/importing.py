@@ -97,7 +97,7 @@ def _ensure_object_mode(context: bpy.types.Context) -> None:
 def _collection(context: bpy.types.Context, name: str) -> bpy.types.Collection:
     """The scene's collection of that name, else the active one, else the scene's own."""
     scene = context.scene
-    candidates = [c for c in scene.collection.children_recursive if name and c.name == name]
+    candidates = [c for c in (scene.collection, *scene.collection.children_recursive) if name and c.name == name]
     candidates.append(context.view_layer.active_layer_collection.collection)
     # A collection linked from a library cannot take new objects.
     return next((c for c in candidates if c.library is None), scene.collection)

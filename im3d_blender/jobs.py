@@ -28,6 +28,8 @@ class FinishedJob:
         faces: Triangles, 0 when unknown.
         generator: Where the views came from.
         seed: Seed of the job.
+        splats: The splats' PLY, or None.
+        orbit_from_glb: 4×4 matrix from the GLB's coordinates to the splats'; empty when unknown.
         finished: Time of result.json, seconds since the epoch.
     """
 
@@ -40,6 +42,8 @@ class FinishedJob:
     faces: int
     generator: str
     seed: int
+    splats: Path | None
+    orbit_from_glb: list[list[float]]
     finished: float
 
 
@@ -85,7 +89,7 @@ def _from_result(folder: Path, result: dict[str, Any], finished: float) -> Finis
     height = float(result["height_m"])
     if not (math.isfinite(height) and height > 0):
         raise ValueError(f"a height of {height} m")
-    preview = folder / result["preview"] if result.get("preview") else None
+    preview, splats = (folder / result[key] if result.get(key) else None for key in ("preview", "splats"))
     return FinishedJob(
         folder=folder.absolute(),
         name=str(result["name"]),
@@ -96,5 +100,7 @@ def _from_result(folder: Path, result: dict[str, Any], finished: float) -> Finis
         faces=int(result.get("mesh_stats", {}).get("faces", 0)),
         generator=str(result.get("generator", "")),
         seed=int(result.get("seed", 0)),
+        splats=splats.absolute() if splats is not None and splats.is_file() else None,
+        orbit_from_glb=result.get("orbit_from_glb", []),
         finished=finished,
     )

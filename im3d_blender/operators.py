@@ -1,4 +1,5 @@
-"""What the buttons do. Every input is a property, so that scripts can give it; only `invoke` looks at the panel."""
+"""Finished jobs into the scene. Every input is a property, so that scripts can give it; only `invoke` looks at the
+panel."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from typing import Any
 
 import bpy
 
-from . import importing, jobs
+from . import arrival, importing, jobs
+from .assets import THIS_FILE
+from .placement import Placement
 from .properties import refresh_jobs
 
 
@@ -54,10 +57,26 @@ class IM3D_OT_import_job(bpy.types.Operator):
         default=True,
         options={"SKIP_SAVE"},
     )
+    library: bpy.props.StringProperty(
+        name="Library",
+        description="Asset library that receives the object; LOCAL marks it in this file only, empty does neither",
+        options={"SKIP_SAVE"},
+    )
+    lods: bpy.props.BoolProperty(
+        name="Levels of Detail",
+        description="Add copies with 50 % and 25 % of the triangles",
+        options={"SKIP_SAVE"},
+    )
+    splats: bpy.props.BoolProperty(
+        name="Point Cloud", description="Add the splats as coloured points", options={"SKIP_SAVE"}
+    )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        if context.scene.im3d.place == "CURSOR":
+        settings = context.scene.im3d
+        if settings.place == "CURSOR":
             self.location = context.scene.cursor.location
+        self.lods, self.splats = settings.lods, settings.splats
+        self.library = (settings.library or THIS_FILE) if settings.as_asset else ""
         if not self.filepath:
             context.window_manager.fileselect_add(self)
             return {"RUNNING_MODAL"}
@@ -66,20 +85,25 @@ class IM3D_OT_import_job(bpy.types.Operator):
     def execute(self, context: bpy.types.Context) -> set[str]:
         try:
             job = jobs.read_job(Path(bpy.path.abspath(self.filepath)))
-            obj = importing.import_mesh(
-                context,
-                job.mesh,
-                self.name or job.name,
-                location=self.location,
-                height=self.height or job.height_m,
-                collection=self.collection,
-                select=self.select,
-            )
+            obj, notes = arrival.place(context, job, self._placement(), name=self.name, height=self.height)
         except (jobs.JobError, importing.ImportFailedError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
+        for note in notes:
+            self.report({"WARNING"}, note)
         self.report({"INFO"}, f"Imported {obj.name}")
         return {"FINISHED"}
+
+    def _placement(self) -> Placement:
+        x, y, z = self.location
+        return Placement(
+            collection=self.collection,
+            location=(x, y, z),
+            select=self.select,
+            library=self.library,
+            lods=self.lods,
+            splats=self.splats,
+        )
 
 
 class IM3D_OT_refresh_jobs(bpy.types.Operator):

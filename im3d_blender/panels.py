@@ -1,80 +1,115 @@
-"""The sidebar tab. Drawing reads properties only, never the disk."""
+"""The panel that asks for a new object. Drawing reads properties and what is in memory, never the disk."""
 
 from __future__ import annotations
 
 import bpy
+from bpy.app.translations import pgettext_iface as _
 
-from . import thumbnails
-from .operators import IM3D_OT_import_job, IM3D_OT_refresh_jobs
-from .preferences import get_preferences
-from .properties import IM3D_PG_job, IM3D_PG_session
+from .backend_ui import draw_backend, draw_generator_needs, not_ready
+from .properties import IM3D_PG_scene
+from .wrapping import PLAIN_MARGIN, wrapped
 
-THUMBNAIL_SCALE = 9.0
-
-
-class IM3D_UL_jobs(bpy.types.UIList):
-    """Finished jobs, a row each; the list's search finds words of the prompt."""
-
-    def draw_item(
-        self,
-        context: bpy.types.Context,
-        layout: bpy.types.UILayout,
-        data: IM3D_PG_session,
-        item: IM3D_PG_job,
-        icon: int,
-        active_data: IM3D_PG_session,
-        active_property: str,
-        index: int = 0,
-        flt_flag: int = 0,
-    ) -> None:
-        number = thumbnails.icon(item.thumbnail)
-        if number:
-            layout.label(text=item.title, icon_value=number, translate=False)
-        else:
-            layout.label(text=item.title, icon="MESH_DATA", translate=False)
+IMAGE_SCALE = 6.0
 
 
-class IM3D_PT_jobs(bpy.types.Panel):
-    bl_label = "Finished Jobs"
+class IM3D_PT_main(bpy.types.Panel):
+    bl_label = "IM-3D"
     bl_space_type = "VIEW_3D"
     bl_region_type = "UI"
     bl_category = "IM-3D"
+    bl_order = 0
 
     def draw(self, context: bpy.types.Context) -> None:
-        layout, session = self.layout, context.window_manager.im3d
-        row = layout.row(align=True)
-        row.prop(get_preferences(context), "jobs_folder", text="")
-        row.operator(IM3D_OT_refresh_jobs.bl_idname, text="", icon="FILE_REFRESH")
-        if not session.jobs:
-            layout.label(text="No finished jobs in this folder", icon="INFO")
-            return
-        layout.template_list("IM3D_UL_jobs", "", session, "jobs", session, "index", rows=3)
-        if session.index < len(session.jobs):
-            self._draw_job(context, session, session.jobs[session.index])
+        layout, settings = self.layout, context.scene.im3d
+        if not_ready(context):
+            draw_backend(layout.box(), context)
+        layout.row(align=True).prop(settings, "source", expand=True)
+        {"PROMPT": _draw_prompt, "IMAGE": _draw_image, "VIEWS": _draw_views}[settings.source](layout, context, settings)
 
-    def _draw_job(self, context: bpy.types.Context, session: IM3D_PG_session, job: IM3D_PG_job) -> None:
-        box = self.layout.box()
-        number = thumbnails.icon(job.thumbnail)
-        if number:
-            box.template_icon(icon_value=number, scale=THUMBNAIL_SCALE)
-        facts = box.column()
-        facts.active = False
-        facts.scale_y = 0.75
-        facts.label(text=job.finished, translate=False)
-        if job.facts:
-            facts.label(text=job.facts, translate=False)
-
-        column = self.layout.column()
+        column = layout.column()
         column.use_property_split = True
         column.use_property_decorate = False
-        column.prop(session, "height")
-        column.prop(context.scene.im3d, "place")
+        if settings.source != "VIEWS":
+            column.prop(settings, "generator")
+            draw_generator_needs(column, context, settings.generator)
+        column.prop(settings, "preset")
+        row = column.row(align=True)
+        row.prop(settings, "seed")
+        row.operator("im3d.roll_seed", text="", icon="FILE_REFRESH")
+        row.prop(settings, "lock_seed", text="", icon="LOCKED" if settings.lock_seed else "UNLOCKED")
+        column.prop(settings, "height")
+        _draw_details(layout, context, settings)
 
-        button = self.layout.row()
-        button.scale_y = 1.5
-        operator = button.operator(IM3D_OT_import_job.bl_idname, text="Import", icon="IMPORT")
-        operator.filepath = job.folder
-        operator.height = session.height
+        button = layout.row()
+        button.scale_y = 1.8
+        button.active = has_source(settings)
+        button.operator("im3d.generate", text="Generate", icon="MESH_MONKEY")
 
 
-CLASSES = [IM3D_UL_jobs, IM3D_PT_jobs]
+def has_source(settings: IM3D_PG_scene) -> bool:
+    """Whether the chosen source is filled in."""
+    return bool({"PROMPT": settings.prompt.strip(), "IMAGE": settings.image, "VIEWS": settings.views}[settings.source])
+
+
+def _draw_prompt(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
+    row = layout.row()
+    row.scale_y = 1.2
+    if bpy.app.version >= (4, 1, 0):
+        row.prop(settings, "prompt", text="", placeholder="One object, in a sentence")
+    else:
+        row.prop(settings, "prompt", text="")
+    if len(settings.prompt) > 20:
+        # The field shows one line, the rest of a sentence would be hidden.
+        note = layout.column()
+        note.active = False
+        wrapped(note, context, settings.prompt, margin=PLAIN_MARGIN)
+
+
+def _draw_image(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
+    column = layout.column(align=True)
+    if settings.image is not None and settings.image.preview is not None:
+        column.template_icon(icon_value=settings.image.preview.icon_id, scale=IMAGE_SCALE)
+    column.template_ID(settings, "image", open="image.open")
+    row = column.row(align=True)
+    row.operator("im3d.picture_from_camera", text="Camera", icon="CAMERA_DATA")
+    row.operator("im3d.paste_picture", text="Paste", icon="PASTEDOWN")
+
+
+def _draw_views(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
+    layout.prop(settings, "views", text="")
+    if not settings.views:
+        note = layout.column()
+        note.active = False
+        wrapped(note, context, _("A folder with pictures from all around, or a turntable video."), margin=PLAIN_MARGIN)
+
+
+def _draw_details(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
+    """The fold; `layout.panel` would do, but came with Blender 4.1."""
+    row = layout.row()
+    row.alignment = "LEFT"
+    icon = "TRIA_DOWN" if settings.show_details else "TRIA_RIGHT"
+    row.prop(settings, "show_details", icon=icon, emboss=False)
+    if not settings.show_details:
+        return
+    column = layout.column()
+    column.use_property_split = True
+    column.use_property_decorate = False
+    column.prop(settings, "name")
+    column.prop(settings, "faces")
+    column.prop(settings, "texture_size")
+    column.prop(settings, "place")
+    column = layout.column(align=True)
+    if settings.source == "IMAGE":
+        column.prop(settings, "recenter")
+    if settings.source != "PROMPT":
+        column.prop(settings, "know_elevation")
+        if settings.know_elevation:
+            column.prop(settings, "elevation")
+    column.prop(settings, "lods")
+    column.prop(settings, "splats")
+    column.prop(settings, "as_asset")
+    if settings.as_asset:
+        column.prop_search(settings, "library", context.preferences.filepaths, "asset_libraries", text="")
+
+
+CLASSES = [IM3D_PT_main]

@@ -1,33 +1,115 @@
-"""What the panel shows and edits: settings saved with the scene, and the session's snapshot of the jobs folder."""
+"""What the panel shows and edits: inputs saved with the scene, and the session's snapshot of the jobs folder."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from typing import Any
 
 import bpy
 
 from . import jobs, thumbnails
-from .preferences import get_preferences
+from .job_request import GENERATORS, MAX_SEED, PRESETS
+from .preferences import get_preferences, jobs_folder
 
+SOURCES = [
+    ("PROMPT", "Prompt", "Start from a sentence"),
+    ("IMAGE", "Image", "Start from one picture of the object"),
+    ("VIEWS", "Orbit", "Start from pictures taken all around the object, or from a turntable video"),
+]
 PLACES = [
     ("CURSOR", "3D Cursor", "The centre of the object's base goes to the 3D cursor"),
     ("ORIGIN", "Origin", "The centre of the object's base goes to the world's origin"),
 ]
+TEXTURE_SIZES = [(str(size), f"{size} px", "Side of the square texture") for size in (512, 1024, 2048, 4096)]
+
+
+def _image_chosen(settings: IM3D_PG_scene, context: bpy.types.Context) -> None:
+    # The panel shows the preview; while it is drawn no data-block may be changed.
+    if settings.image is not None and hasattr(settings.image, "preview_ensure"):
+        settings.image.preview_ensure()
 
 
 class IM3D_PG_scene(bpy.types.PropertyGroup):
-    """Scene.im3d"""
+    """Scene.im3d: the inputs of the next job."""
 
+    source: bpy.props.EnumProperty(name="Source", description="What the object is made from", items=SOURCES)
+    prompt: bpy.props.StringProperty(
+        name="Prompt", description="One object, for example: a wooden chest with iron bands"
+    )
+    image: bpy.props.PointerProperty(
+        name="Image", description="A picture of the object, whole and in front of a plain background",
+        type=bpy.types.Image, update=_image_chosen,
+    )  # fmt: skip
+    views: bpy.props.StringProperty(
+        name="Orbit Views",
+        description="A folder with pictures from all around the object, any picture in it, or a turntable video",
+        subtype="FILE_PATH",
+    )
+    name: bpy.props.StringProperty(
+        name="Name", description="Name of the object; empty takes the prompt's or the file's"
+    )
+    generator: bpy.props.EnumProperty(name="Generator", description="What draws the object's views", items=GENERATORS)
+    preset: bpy.props.EnumProperty(name="Preset", description="Quality against time", items=PRESETS, default="standard")
+    seed: bpy.props.IntProperty(
+        name="Seed", description="Another seed gives another object, the same seed the same one", min=0, max=MAX_SEED
+    )
+    lock_seed: bpy.props.BoolProperty(
+        name="Keep Seed", description="Keep the seed; otherwise each new job draws its own", default=False
+    )
+    height: bpy.props.FloatProperty(
+        name="Height (m)",
+        description="Height of the object in metres, whatever unit the scene shows",
+        default=1.0,
+        min=0.001,
+        max=1000.0,
+        precision=3,
+    )
+    show_details: bpy.props.BoolProperty(name="Details", description="Show the less common settings")
+    faces: bpy.props.IntProperty(
+        name="Faces", description="Triangles of the mesh, at most", default=20000, min=100, max=1_000_000
+    )
+    texture_size: bpy.props.EnumProperty(
+        name="Texture", description="Side of the square texture in pixels", items=TEXTURE_SIZES, default="1024"
+    )
+    recenter: bpy.props.BoolProperty(
+        name="Cut Out and Centre",
+        description="Cut the object out of the picture and centre it; off when the picture is framed as a view already",
+        default=True,
+    )
+    know_elevation: bpy.props.BoolProperty(
+        name="Known Elevation", description="Say how high the camera of the views stood; otherwise it is estimated"
+    )
+    elevation: bpy.props.FloatProperty(
+        name="Elevation (°)",
+        description="Angle in degrees from which the camera looked down at the object",
+        min=-90.0,
+        max=90.0,
+    )
     place: bpy.props.EnumProperty(name="Place", description="Where a new object stands", items=PLACES)
+    as_asset: bpy.props.BoolProperty(
+        name="Mark as Asset", description="Make the object an asset, with its picture, prompt, seed and licence"
+    )
+    library: bpy.props.StringProperty(
+        name="Library", description="Asset library that receives the object; empty marks it in this file only"
+    )
+    lods: bpy.props.BoolProperty(
+        name="Levels of Detail",
+        description="Add copies with 50 % and 25 % of the triangles; they share the texture",
+    )
+    splats: bpy.props.BoolProperty(
+        name="Point Cloud", description="Add the splats that the mesh was made from, as coloured points"
+    )
 
 
 class IM3D_PG_job(bpy.types.PropertyGroup):
-    """A row of the job list; `name` is the row's text and what the list's search looks at."""
+    """A row of the list of finished jobs; `name` is what its search looks at."""
 
     folder: bpy.props.StringProperty()
     title: bpy.props.StringProperty()
-    facts: bpy.props.StringProperty()
+    prompt: bpy.props.StringProperty()
+    generator: bpy.props.StringProperty()
+    seed: bpy.props.StringProperty()  # it may be larger than Blender's integers
+    faces: bpy.props.IntProperty()
     finished: bpy.props.StringProperty()
     thumbnail: bpy.props.StringProperty()
     height: bpy.props.FloatProperty()
@@ -39,10 +121,13 @@ def _job_chosen(session: IM3D_PG_session, context: bpy.types.Context) -> None:
 
 
 class IM3D_PG_session(bpy.types.PropertyGroup):
-    """WindowManager.im3d: not saved, not undone."""
+    """WindowManager.im3d: not undone, read again after a file was loaded."""
 
     jobs: bpy.props.CollectionProperty(type=IM3D_PG_job)
     index: bpy.props.IntProperty(update=_job_chosen)
+    search: bpy.props.StringProperty(
+        name="Search", description="Show only jobs whose name or prompt holds these words", options={"TEXTEDIT_UPDATE"}
+    )
     height: bpy.props.FloatProperty(
         name="Height (m)",
         description="Height of the imported object in metres, whatever unit the scene shows",
@@ -51,6 +136,8 @@ class IM3D_PG_session(bpy.types.PropertyGroup):
         max=1000.0,
         precision=3,
     )
+    # The bar of Blenders that have no progress bar of their own (before 4.0).
+    percent: bpy.props.FloatProperty(name="Progress", subtype="PERCENTAGE", min=0.0, max=100.0, precision=0)
 
 
 def refresh_jobs(context: bpy.types.Context) -> None:
@@ -58,13 +145,13 @@ def refresh_jobs(context: bpy.types.Context) -> None:
     session = context.window_manager.im3d
     chosen = session.jobs[session.index].folder if session.index < len(session.jobs) else ""
     session.jobs.clear()
-    for job in jobs.find_jobs(Path(bpy.path.abspath(get_preferences(context).jobs_folder))):
+    for job in jobs.find_jobs(jobs_folder(context)):
         row = session.jobs.add()
         row.folder = str(job.folder)
         row.title = job.name
-        # The list's own search looks at this text.
+        row.prompt = job.prompt
         row.name = f"{job.name} {job.prompt}"
-        row.facts = f"{job.faces:,} faces" if job.faces else ""
+        row.generator, row.seed, row.faces = job.generator, str(job.seed), job.faces
         row.finished = time.strftime("%x %H:%M", time.localtime(job.finished))
         row.height = job.height_m
         if job.preview is not None:
@@ -76,11 +163,21 @@ def refresh_jobs(context: bpy.types.Context) -> None:
 def _refresh_soon() -> None:
     """Timer, once: while an add-on is being enabled, the context has no window manager to fill."""
     refresh_jobs(bpy.context)
+    _set_defaults(bpy.context)
+
+
+def _set_defaults(context: bpy.types.Context) -> None:
+    """A scene that was never used with IM-3D starts with the preferred generator; nobody's choice: nothing written."""
+    preferred = get_preferences(context).generator
+    for scene in bpy.data.scenes if preferred != "auto" else ():
+        if not scene.im3d.is_property_set("generator"):
+            scene.im3d.generator = preferred
 
 
 @bpy.app.handlers.persistent
-def _file_loaded(*_: object) -> None:
+def _file_loaded(*_: Any) -> None:
     refresh_jobs(bpy.context)
+    _set_defaults(bpy.context)
 
 
 def attach() -> None:

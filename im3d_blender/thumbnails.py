@@ -1,4 +1,4 @@
-"""Preview pictures of jobs as icons. Blender reads a picture when its icon is first drawn, on a thread of its own."""
+"""Pictures of jobs as icons. Blender reads a picture when its icon is first drawn, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ from typing import Any
 import bpy.utils.previews
 
 _previews: Any = None
+_current: dict[str, str] = {}  # path -> key of the picture as it was last loaded
 
 
 def load(path: Path) -> str:
-    """Makes a picture available and returns its key; a picture that changed gets a new key."""
+    """Makes a picture available and returns its key; a picture that changed gets a new key.
+
+    Returns:
+        "" when the picture is not there (any more).
+    """
     global _previews
+    try:
+        key = f"{path}@{path.stat().st_mtime_ns}"
+    except OSError:
+        return ""
     if _previews is None:
         _previews = bpy.utils.previews.new()
-    key = f"{path}@{path.stat().st_mtime_ns}"
     if key not in _previews:
         _previews.load(key, str(path), "IMAGE")
+        outdated = _current.get(str(path))
+        if outdated in _previews:
+            del _previews[outdated]
+        _current[str(path)] = key
     return key
 
 
@@ -31,3 +43,4 @@ def clear() -> None:
     if _previews is not None:
         bpy.utils.previews.remove(_previews)
         _previews = None
+    _current.clear()

@@ -1,0 +1,140 @@
+"""What is known of the backend: whether it is installed, its models, and the installation or download under way.
+
+Panels draw from the snapshot that is kept here; `refresh` reads the disk, `advance` is called by the session's timer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+from .install import Installation, Installed, InstallProgress, default_spec, find_installed
+from .link.environment import PYTHON_VARIABLE, backend_command, child_environment
+from .model_facts import ModelFacts, read_models
+from .preferences import get_preferences, home_folder, online
+from .tasks import Task
+
+MANIFEST = Path(__file__).resolve().parent.parent / "blender_manifest.toml"
+
+
+@dataclass
+class BackendState:
+    """The snapshot.
+
+    Attributes:
+        installed: The backend in the chosen home, None when there is none (on a remote host nobody looks).
+        models: All models, with whether they are installed.
+        installation: Under way, or None.
+        progress: Of the installation, the last one also after it ended in a failure.
+        task: The model download under way, or the last one if it failed.
+        task_model: Name of the model that it gets.
+    """
+
+    installed: Installed | None = None
+    models: list[ModelFacts] = field(default_factory=list)
+    installation: Installation | None = None
+    progress: InstallProgress | None = None
+    task: Task | None = None
+    task_model: str = ""
+
+
+state = BackendState()
+
+
+def is_ready(context: bpy.types.Context) -> bool:
+    """Whether jobs can be run: the backend is installed here, or runs on another machine."""
+    return state.installed is not None or has_own_python() or bool(get_preferences(context).remote_host.strip())
+
+
+def has_own_python() -> bool:
+    """Whether the environment names the Python of a backend that nobody has to install: a developer's checkout."""
+    return bool(os.environ.get(PYTHON_VARIABLE))
+
+
+def is_working() -> bool:
+    """Whether something is being installed or downloaded."""
+    return state.installation is not None or (state.task is not None and not state.task.state.done)
+
+
+def model(name: str) -> ModelFacts | None:
+    return next((m for m in state.models if m.name == name), None)
+
+
+def refresh(context: bpy.types.Context) -> None:
+    """Looks at the home folder again."""
+    home = home_folder(context)
+    state.installed = find_installed(home)
+    state.models = read_models(home)
+
+
+def install(context: bpy.types.Context) -> None:
+    """Starts installing the backend that this add-on brings into the home folder.
+
+    Raises:
+        LookupError: There is none for this kind of machine; the text is a sentence for the user.
+    """
+    spec = default_spec(version(), sys.executable)
+    state.installation = Installation(home_folder(context), spec, online())
+    state.progress = None
+    state.installation.start()
+
+
+def version() -> str:
+    """The add-on's version, as its manifest says it."""
+    manifest: dict[str, Any] = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
+    return str(manifest["version"])
+
+
+def cancel_install() -> None:
+    if state.installation is not None:
+        state.installation.cancel()
+
+
+def download(context: bpy.types.Context, name: str) -> None:
+    """Starts downloading a model whose licence the user has accepted."""
+    home = home_folder(context)
+    arguments = ["models", "download", name, "--accept-licence", "--json"]
+    state.task_model = name
+    state.task = Task(name, tool_command(backend_command(home), arguments), child_environment(home))
+
+
+def tool_command(serve: list[str], arguments: list[str]) -> list[str]:
+    """Another command of the same backend: that which serves, with other arguments."""
+    return [*serve[: serve.index("serve")], *arguments]
+
+
+def cancel_download() -> None:
+    if state.task is not None:
+        state.task.cancel()
+        state.task = None
+
+
+def advance(context: bpy.types.Context) -> bool:
+    """Hears what is under way; True when the panel has something new to show."""
+    changed = False
+    if state.installation is not None:
+        state.progress = state.installation.poll()
+        changed = True
+        if state.progress.done:
+            state.installation = None
+            refresh(context)
+    if state.task is not None and not state.task.state.done:
+        changed = True
+        if state.task.poll().done:
+            refresh(context)
+            if not state.task.state.error:
+                state.task = None
+    return changed
+
+
+def close() -> None:
+    """Stops what is under way; an installation can be continued later."""
+    cancel_install()
+    cancel_download()
+    state.installation = None

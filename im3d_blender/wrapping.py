@@ -1,0 +1,74 @@
+"""Sentences in the narrow sidebar: Blender's labels do not wrap, so each line is a label of its own."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import blf
+import bpy
+
+FONT = 0
+MARGIN = 68  # pixels at scale 1 that the frame of the sidebar, its tabs and a box around the text take
+PLAIN_MARGIN = 54  # the same without a box
+LINES = 8
+
+
+def wrapped(
+    layout: bpy.types.UILayout, context: bpy.types.Context, text: str, icon: str = "NONE", margin: int = MARGIN
+) -> None:
+    """Draws a text, already translated, as labels of at most the region's width."""
+    scale = context.preferences.system.ui_scale
+    region_width = context.region.width if context.region is not None else 300 * scale
+    width = region_width - (margin + (20 if icon != "NONE" else 0)) * scale
+    column = layout.column(align=True)
+    column.scale_y = 0.8
+    lines = break_lines(text, max(width, 60 * scale), _measure(context))
+    for number, line in enumerate(lines[:LINES]):
+        more = "…" if number == LINES - 1 and len(lines) > LINES else ""
+        if icon != "NONE":
+            column.label(text=line + more, icon=icon if number == 0 else "BLANK1", translate=False)
+        else:
+            column.label(text=line + more, translate=False)
+
+
+def break_lines(text: str, width: float, measure: object) -> list[str]:
+    """Breaks a text into lines no wider than `width`, between words or between Chinese and Japanese characters.
+
+    Args:
+        measure: Gives the width of a text.
+    """
+    lines = [""]
+    for piece in _pieces(text):
+        longer = lines[-1] + piece
+        if lines[-1] and measure(longer.rstrip()) > width:  # type: ignore[operator]
+            lines.append(piece.lstrip())
+        else:
+            lines[-1] = longer
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def _pieces(text: str) -> list[str]:
+    """Words with the space before them; wide characters one by one; long paths at their separators."""
+    pieces: list[str] = []
+    for character in text:
+        wide = unicodedata.east_asian_width(character) in "WF"
+        after_separator = bool(pieces) and pieces[-1][-1] in "/\\_" and len(pieces[-1]) > 1
+        if not pieces or character == " " or wide or after_separator or _is_wide(pieces[-1]):
+            pieces.append(character)
+        else:
+            pieces[-1] += character
+    return pieces
+
+
+def _is_wide(piece: str) -> bool:
+    return unicodedata.east_asian_width(piece[-1]) in "WF"
+
+
+def _measure(context: bpy.types.Context) -> object:
+    """Measures with the interface's own font and size."""
+    points = context.preferences.ui_styles[0].widget_label.points * context.preferences.system.ui_scale
+    if bpy.app.version >= (4, 0, 0):
+        blf.size(FONT, points)
+    else:
+        blf.size(FONT, points, 72)
+    return lambda text: blf.dimensions(FONT, text)[0]
