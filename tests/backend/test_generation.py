@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from analytic import orbit_views
 from sv3d_checkpoint import SMALL_P, random_checkpoint, write_checkpoint
 from test_sv3d import Oracle
@@ -20,6 +21,7 @@ from im3d.cli import main
 from im3d.errors import CancelledError, InputError, ModelError
 from im3d.generators import mini, sv3d
 from im3d.generators.choose import Choice
+from im3d.generators.sv3d_memory import MODES
 from im3d.images import FloatArray, OrbitViews, over, read_image, read_views, write_png
 from im3d.jobs import Job, Request
 from im3d.models import find_model
@@ -243,6 +245,28 @@ def test_the_paper_preset_spends_at_most_eighty_network_calls() -> None:
     assert 2 * (settings.sv3d.steps + refinement) == 80
     assert 12 + refinement <= 80
     assert settings.refine.every * settings.refine.rounds < settings.fit.iterations == 1200
+
+
+@pytest.mark.usefixtures("installed_models")
+def test_an_exhausted_gpu_ends_with_status_4_and_names_the_smaller_mode(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sv3d, "choose_mode", lambda wanted, device: MODES[1])
+    monkeypatch.setattr(sv3d.Sv3dGenerator, "condition", exhausted)
+    out = tmp_path / "job"
+    status, result = generate(
+        capsys, "--image", str(picture), "--generator", "sv3d_p", "--out", str(out), settings=SV3D
+    )
+    assert status == 4
+    assert result["code"] == "out_of_memory"
+    assert "in the 12 GB mode" in result["message"]
+    assert "--set sv3d.memory=8" in result["hint"]
+    assert "Traceback" in (out / "log.txt").read_text()
+    # Nothing was drawn in a lesser way instead.
+    assert not (out / "views").exists()
 
 
 @pytest.mark.usefixtures("installed_models")

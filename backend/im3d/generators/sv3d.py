@@ -83,6 +83,7 @@ class Sv3dGenerator:
         segment: A segmentation network for views whose background is not plain.
         checkpoint: The weights; by default those that `im3d models download` installed.
         config: Sizes of the networks in `checkpoint`.
+        networks: Networks that are in memory already, instead of a checkpoint.
     """
 
     input_frame = 0
@@ -104,6 +105,7 @@ class Sv3dGenerator:
         segment: Segment | None = None,
         checkpoint: Path | None = None,
         config: Sv3dConfig | None = None,
+        networks: Sv3dNetworks | None = None,
     ) -> None:
         if size % (LATENT_STRIDE * UNET_STRIDE):
             raise InputError(f"SV3D cannot draw views of {size} pixels.", "Use a multiple of 64, such as 512 or 576.")
@@ -119,6 +121,7 @@ class Sv3dGenerator:
         self._steps, self._guidance, self._memory, self._segment = steps, guidance, memory, segment
         self._checkpoint = checkpoint
         self._config = config or (SV3D_P if name == "sv3d_p" else SV3D_U)
+        self._given = networks
         self._networks: Sv3dNetworks | None = None
         self._mode: MemoryMode | None = None
 
@@ -261,13 +264,14 @@ class Sv3dGenerator:
         if self._networks is None:
             from im3d.generators.sv3d_weights import load_networks
 
-            mode = self._chosen_mode()
-            path = self._checkpoint or require(self.name) / find_model(self.name).files[0]
-            half = torch.float16 if self._device.type == "cuda" else torch.float32
-            networks = load_networks(path, self._config, dtype=half, vae_dtype=torch.float32)
-            if mode.chunked_feed_forward:
-                networks.unet.enable_forward_chunking()
-            self._networks = networks
+            if self._given is None:
+                path = self._checkpoint or require(self.name) / find_model(self.name).files[0]
+                half = torch.float16 if self._device.type == "cuda" else torch.float32
+                self._networks = load_networks(path, self._config, dtype=half, vae_dtype=torch.float32)
+            else:
+                self._networks = self._given
+            if self._chosen_mode().chunked_feed_forward:
+                self._networks.unet.enable_forward_chunking()
         return self._networks
 
 

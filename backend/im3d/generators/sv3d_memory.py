@@ -12,6 +12,8 @@ from torch import nn
 from im3d.errors import OutOfMemoryError
 
 GIGABYTE = 2**30
+# How the libraries beneath torch say it, as plain RuntimeErrors.
+_DEVICE_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,24 @@ def out_of_memory_explained(name: str, mode: MemoryMode) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        smaller = [m for m in MODES if m.needs_gb < mode.needs_gb]
-        raise OutOfMemoryError(
-            f"{name} does not fit into the GPU's memory in the {mode.name} GB mode.",
-            f"Use the next smaller one: --set sv3d.memory={smaller[0].name}."
-            if smaller
-            else "Close other programs that use the GPU, or choose --generator mini.",
-        ) from error
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _DEVICE_IS_FULL):
+            raise _too_small(name, mode) from error
         if "can't allocate memory" not in str(error):
             raise
         raise OutOfMemoryError(
             f"{name} does not fit into the memory of this machine.", "Close other programs, or choose --generator mini."
         ) from error
+
+
+def _too_small(name: str, mode: MemoryMode) -> OutOfMemoryError:
+    smaller = next((m for m in MODES if m.needs_gb < mode.needs_gb), None)
+    return OutOfMemoryError(
+        f"{name} does not fit into the GPU's memory in the {mode.name} GB mode.",
+        f"Use the next smaller one: --set sv3d.memory={smaller.name}."
+        if smaller
+        else "Close other programs that use the GPU, or choose --generator mini.",
+    )
 
 
 @contextmanager
