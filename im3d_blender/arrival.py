@@ -40,6 +40,8 @@ def place(
         ImportFailedError: The mesh could not be imported; the scene is as it was.
     """
     notes: list[str] = []
+    if placement.make_collection:
+        _make_collection(context.scene, placement.collection)
     obj = importing.import_mesh(
         context,
         job.mesh,
@@ -64,6 +66,12 @@ def place(
             except assets.AssetError as error:
                 notes.append(str(error))
     return obj, notes
+
+
+def _make_collection(scene: bpy.types.Scene, name: str) -> None:
+    if not any(c.name == name for c in scene.collection.children_recursive):
+        known = bpy.data.collections.get(name)
+        scene.collection.children.link(known if known is not None else bpy.data.collections.new(name))
 
 
 def deliver(context: bpy.types.Context, folder: Path, placement: Placement) -> tuple[bpy.types.Object, list[str]]:

@@ -103,6 +103,7 @@ class IM3D_OT_batch(bpy.types.Operator):
                 document=session.document(),
                 scene=context.scene.name,
                 collection=row.collection or context.collection.name,
+                make_collection=bool(row.collection),
                 location=(x + (row.number - 1) * GAP / scale, y, z),
                 arrive=self.arrive,
                 select=False,

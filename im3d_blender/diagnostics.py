@@ -48,7 +48,7 @@ def collect(context: bpy.types.Context, known: Session | None, job: QueuedJob | 
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text without paths (a program's last part stays), names of user and machine, addresses, keys, and `secrets`."""
+    """The text without paths (a program's name stays), names of user and machine, addresses, keys and `secrets`."""
     for secret in sorted(set(secrets), key=len, reverse=True):
         if len(secret) > 2:
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[prompt]", text, flags=re.IGNORECASE)

@@ -148,6 +148,7 @@ class IM3D_OT_generate(bpy.types.Operator):
             document=session.document(),
             scene=context.scene.name,
             collection=self.collection or context.collection.name,
+            make_collection=bool(self.collection),
             location=(x, y, z),
             arrive=self.arrive,
             select=self.select,

@@ -20,6 +20,7 @@ class Placement:
         document: Tells apart the files that one Blender session had open, one after the other.
         scene: Name of the scene.
         collection: Name of the collection that was active, or that was asked for.
+        make_collection: Whether it was asked for by name, so that it is made when the scene has none of that name.
         location: Where the centre of the base goes, in Blender units.
         arrive: False: the job is only made; it is imported from the history when wanted.
         select: Whether the new object becomes the selected one.
@@ -32,6 +33,7 @@ class Placement:
     document: str = ""
     scene: str = ""
     collection: str = ""
+    make_collection: bool = False
     location: tuple[float, float, float] = (0.0, 0.0, 0.0)
     arrive: bool = True
     select: bool = True

@@ -235,10 +235,12 @@ def _free_when_idle(context: bpy.types.Context, session: Session) -> None:
     preferences = get_preferences(context)
     if session.is_active:
         session.idle_since = time.monotonic()
-    elif session.idle_since is not None and preferences.free_when_idle:
-        if time.monotonic() - session.idle_since >= 60 * preferences.idle_minutes:
-            session.idle_since = None
-            session.queue.free_memory()
+        return
+    if session.idle_since is None or not preferences.free_when_idle:
+        return
+    if time.monotonic() - session.idle_since >= 60 * preferences.idle_minutes:
+        session.idle_since = None
+        session.queue.free_memory()
 
 
 @bpy.app.handlers.persistent

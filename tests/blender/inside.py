@@ -157,10 +157,15 @@ def look_into_blend(blend: str) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main(functions: dict[str, Any]) -> None:
+    """Runs the function that the command line names and writes what it returns."""
     _, function, report, *arguments = sys.argv
-    result = globals()[function](*arguments)
+    result = functions[function](*arguments)
     Path(report).write_text(json.dumps(result), encoding="utf-8")
     # bpy 4.2 crashes in its own clean-up after an undo; what the test looks at is on disk by now.
     sys.stdout.flush()
     os._exit(0)
+
+
+if __name__ == "__main__":
+    main(globals())

@@ -1,0 +1,52 @@
+"""A backend that answers at once with a job that was made before: only what the add-on does is under test.
+
+The name of a job says what happens: "fail" ends in an error, "wait" reports half of a fit and waits for cancel.
+All others are done. STAND_IN_JOB names the folder of the finished job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+FINISHED = Path(os.environ["STAND_IN_JOB"])
+
+
+def say(type_: str, id_: str = "", **content: Any) -> None:
+    print(json.dumps({"v": 1, "id": id_, "type": type_, **content}), flush=True)
+
+
+def work(job_id: str, folder: Path, request: dict[str, Any]) -> None:
+    (folder / "request.json").write_text(json.dumps(request))
+    say("progress", job_id, stage="load", step=1, steps=1, eta_s=None)
+    say("progress", job_id, stage="fit", step=1, steps=2, eta_s=1.0)
+    if request["name"] == "fail":
+        say("error", job_id, code="model_missing", message="sv3d_p is not installed.",
+            hint="Run im3d models download sv3d_p (9.4 GB).", log=str(folder / "log.txt"))  # fmt: skip
+        return
+    if request["name"] == "wait":
+        return
+    for file in FINISHED.iterdir():
+        if file.is_file() and file.name != "result.json":
+            shutil.copy(file, folder / file.name)
+    result = json.loads((FINISHED / "result.json").read_text(encoding="utf-8"))
+    changes = {k: request[k] for k in ("name", "prompt", "seed", "height_m")}
+    (folder / "result.json").write_text(json.dumps({**result, **changes}), encoding="utf-8")
+    say("result", job_id, path=str(folder / "result.json"))
+
+
+say("hello", product="im3d", version="0", device="stand-in")
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked["type"] == "shutdown":
+        break
+    if asked["type"] == "ping":
+        say("pong")
+    elif asked["type"] == "submit":
+        work(asked["id"], Path(asked["job"]), asked["request"])
+    elif asked["type"] == "cancel":
+        say("error", asked["id"], code="cancelled", message="Cancelled.", hint="", log="")

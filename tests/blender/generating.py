@@ -1,0 +1,146 @@
+"""Runs inside Blender, as inside.py does: what the add-on does with jobs, on a backend that answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bpy
+from inside import PACKAGE, empty_scene, install, main, names, undo_and_redo
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"{PACKAGE}.im3d_blender.{name}")
+
+
+def refused(**arguments: Any) -> str:
+    """What the user reads when an operator refuses; "" when it does not."""
+    try:
+        bpy.ops.im3d.generate(**arguments)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def generate_and_undo(extension: str, jobs: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    preferences = bpy.context.preferences.addons[PACKAGE].preferences
+    preferences.jobs_folder = jobs
+    bpy.ops.ed.undo_push(message="before")
+    ended = sorted(bpy.ops.im3d.generate(prompt="a green box", name="Kiste", height=0.5, location=(1, 2, 0)))
+    (obj,) = bpy.data.objects
+    facts = {"height": obj.dimensions.z, "location": list(obj.location)}
+    objects = names()
+    undone, redone = undo_and_redo()
+    bpy.ops.im3d.refresh_jobs()
+    listed = [row.title for row in bpy.context.window_manager.im3d.jobs]
+    bpy.ops.im3d.import_job(filepath=bpy.context.window_manager.im3d.jobs[0].folder)
+    bpy.ops.ed.undo_push(message="again")
+    (request,) = (json.loads(p.read_text()) for p in Path(jobs).glob("*/request.json"))
+    return {
+        "ended": ended, "objects": objects, "undone": undone, "redone": redone, "listed": listed,
+        "again": names(), "request": request, **facts,
+    }  # fmt: skip
+
+
+def bad_arguments(extension: str, jobs: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    said = [
+        refused(),
+        refused(image="/nonexistent.png"),
+        refused(prompt="x", height=-1.0),
+        refused(prompt="x", settings="nonsense"),
+        refused(prompt="x", elevation=120.0),
+        refused(views="/nonexistent"),
+        refused(prompt="x", views="/tmp", image="/tmp"),
+    ]
+    failed = refused(prompt="x", name="fail")
+    return {"said": said, "failed": failed, "jobs": len(list(Path(jobs).glob("2*"))), "objects": names()}
+
+
+def asset(extension: str, jobs: str, library: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    bpy.ops.preferences.asset_library_add(directory=library)
+    name = bpy.context.preferences.filepaths.asset_libraries[-1].name
+    bpy.ops.im3d.generate(prompt="a green box", name="Kiste", seed=11, library=name, lods=True)
+    obj = bpy.data.objects["Kiste"]
+    levels = {o.name: len(o.data.polygons) for o in bpy.data.objects if o.type == "MESH"}
+    (blend,) = Path(library).glob("*.blend")
+    with bpy.data.libraries.load(str(blend), assets_only=True) as (source, _):
+        inside_library = list(source.objects)
+    data = obj.asset_data
+    return {
+        "marked": data is not None,
+        "description": data.description if data else "",
+        "author": data.author if data else "",
+        "licence": data.license if data else "",
+        "seed": data.get("im3d_seed", "") if data else "",
+        "tags": [tag.name for tag in data.tags] if data else [],
+        "preview": list(obj.preview.image_size) if obj.preview else [],
+        "in_library": inside_library,
+        "levels": levels,
+    }
+
+
+def batch_of_five(extension: str, jobs: str, table: str) -> dict[str, Any]:
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    ended = sorted(bpy.ops.im3d.batch(filepath=table))
+    first = {"objects": names(), "collections": sorted(c.name for c in bpy.data.collections)}
+    made = len(list(Path(jobs).glob("2*")))
+    bpy.ops.im3d.batch(filepath=table)
+    return {**first, "ended": ended, "made": made, "made_again": len(list(Path(jobs).glob("2*"))) - made}
+
+
+def survives(extension: str, jobs: str) -> dict[str, Any]:
+    """Another file is opened, and the add-on switched off, while a job runs."""
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    session = module("session")
+    request = module("job_request").make_request(prompt="x", name="wait")
+    placement = module("placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    job = session.submit(bpy.context, request, placement)
+    known = session.current()
+    ticks = 0
+    while job.stage != "fit" and ticks < 2000:
+        session.advance(bpy.context, known)
+        ticks += 1
+        session.time.sleep(0.005)
+    running = job.state
+    empty_scene()
+    session.advance(bpy.context, session.current())
+    kept = session.current().find(job.id) is not None
+    other = session.submit(bpy.context, module("job_request").make_request(prompt="x", name="Kiste"), placement)
+    session.current().queue.cancel(job.id)
+    session.wait_for(bpy.context, [job.id, other.id])
+    note = session.current().notes.get(other.id, "")
+    backend = session.current().queue.backend
+    module_name = f"{PACKAGE}"
+    bpy.ops.preferences.addon_disable(module=module_name)
+    return {
+        "running": running, "kept": kept, "cancelled": job.state, "other": other.state, "note": note,
+        "objects": names(), "backend": backend.state,
+    }  # fmt: skip
+
+
+def drop_handler(extension: str) -> dict[str, Any]:
+    install(extension)
+    cls = getattr(bpy.types, "IM3D_FH_picture", None)
+    if cls is None:
+        return {"there": False}
+    return {"there": True, "label": cls.bl_label, "operator": cls.bl_import_operator, "files": cls.bl_file_extensions}
+
+
+if __name__ == "__main__":
+    main(globals())

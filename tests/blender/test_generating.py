@@ -1,0 +1,104 @@
+"""From the panel's operators to objects in the scene, in a real Blender, on a backend that answers at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blender_process import INSIDE, inside
+from PIL import Image
+
+pytestmark = pytest.mark.blender
+SCRIPT = INSIDE.with_name("generating.py")
+STAND_IN = INSIDE.with_name("backend_stand_in.py")
+
+
+@pytest.fixture
+def blender(extension: Path, job: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a function of generating.py with the extension and an empty jobs folder."""
+    finished = tmp_path / "finished"
+    shutil.copytree(job, finished)
+    Image.new("RGB", (64, 64), (20, 160, 60)).save(finished / "preview.png")
+    # Started as a Python would be; what follows is the backend's command, which it ignores.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{shutil.which("python3")}" "{STAND_IN}"\n')
+    python.chmod(0o755)
+    (tmp_path / "jobs").mkdir()
+
+    def run(function: str, *arguments: object) -> dict[str, Any]:
+        variables = {"IM3D_PYTHON": str(python), "STAND_IN_JOB": str(finished)}
+        jobs = [tmp_path / "jobs"] if function != "drop_handler" else []
+        return inside(function, tmp_path, extension, *jobs, *arguments, script=SCRIPT, variables=variables)
+
+    return run
+
+
+def test_generate_undo_redo_and_import_again(blender: Callable[..., dict[str, Any]]) -> None:
+    got = blender("generate_and_undo")
+    assert got["ended"] == ["FINISHED"]
+    assert (got["objects"], got["undone"], got["redone"]) == (["Kiste"], [], ["Kiste"])
+    assert got["height"] == pytest.approx(0.5, rel=1e-3)
+    assert got["location"] == pytest.approx([1, 2, 0], abs=1e-4)
+    assert got["listed"] == ["Kiste"]
+    assert got["again"] == ["Kiste", "Kiste.001"]
+    request = got["request"]
+    assert (request["prompt"], request["height_m"], request["preset"]) == ("a green box", 0.5, "standard")
+
+
+def test_bad_arguments_are_refused_before_a_job_starts(blender: Callable[..., dict[str, Any]]) -> None:
+    got = blender("bad_arguments")
+    words = ("nothing to start from", "no file", "height", "not a setting", "elevation", "no folder", "not both")
+    for said, word in zip(got["said"], words, strict=True):
+        assert word in said
+    assert "sv3d_p is not installed" in got["failed"]
+    assert "9.4 GB" in got["failed"]
+    assert (got["jobs"], got["objects"]) == (1, [])
+
+
+def test_the_object_becomes_an_asset_of_a_library(blender: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    got = blender("asset", tmp_path / "library")
+    assert got["marked"] is True
+    assert "a green box" in got["description"]
+    assert (got["seed"], got["tags"]) == ("11", ["IM-3D", "files"])
+    assert (got["author"], got["licence"]) == ("IM-3D (files)", "")  # the user's own views: nobody else's licence
+    assert got["preview"][0] > 0
+    assert "Kiste" in got["in_library"]
+    counts = sorted(got["levels"].values(), reverse=True)
+    assert len(counts) == 3
+    assert counts[0] > counts[1] >= counts[2]
+
+
+def test_a_batch_of_five_with_a_bad_row(blender: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    table = tmp_path / "props.csv"
+    table.write_text(
+        "prompt,name,height,collection\na,One,0.1,Props\nb,Two,0.2,\nc,Three,tall,\nd,fail,1,\ne,Five,0.5,Props\n"
+    )
+    got = blender("batch_of_five", table)
+    assert got["ended"] == ["FINISHED"]
+    assert got["objects"] == ["Five", "One", "Two"]
+    assert "Props" in got["collections"]
+    # The failed row is tried again, the wrong one and the finished ones are not.
+    assert (got["made"], got["made_again"]) == (4, 1)
+    results = (tmp_path / "props.results.csv").read_text()
+    assert results.count(",done,") == 3
+    assert results.count(",failed,") == 2
+
+
+def test_jobs_survive_another_file_and_end_with_the_add_on(blender: Callable[..., dict[str, Any]]) -> None:
+    got = blender("survives")
+    assert (got["running"], got["kept"], got["cancelled"]) == ("running", True, "cancelled")
+    # Its object was meant for the file that is no longer open.
+    assert (got["other"], got["objects"]) == ("done", [])
+    assert "another file" in got["note"]
+    assert got["backend"] == "stopped"
+
+
+def test_pictures_can_be_dropped(blender: Callable[..., dict[str, Any]]) -> None:
+    got = blender("drop_handler")
+    assert got["there"] is True
+    assert got["label"] == "Generate 3D from image"
+    assert ".png" in got["files"].split(";")
