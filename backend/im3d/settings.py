@@ -110,12 +110,16 @@ class RefineSettings:
         every: Fit iterations before each round.
         noise: Share of the noise ladder that the renders are lifted to, in (0, 1]. 0: what suits the generator.
         steps: Denoising steps of each round.
+        raise_deg: Each round also draws a second orbit, raised by so many degrees, and the fit goes on towards both; 0
+            for none. Only `sv3d_p` can be told an elevation. Beyond the paper: views from above fix what a single ring
+            cannot see, at twice the network calls.
     """
 
     rounds: int = 2
     every: int = 500
     noise: float = 0.0
     steps: int = 10
+    raise_deg: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from im3d.masks import Segment, isolate, read_mask
 from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
 from im3d.mesh.export import write_glb
 from im3d.mesh.surface import TriangleMesh, mesh_stats
+from im3d.orbit import MAX_ELEVATION_DEG, Orbit
 from im3d.progress import Progress
 from im3d.settings import RefineSettings
 from im3d.splats.fit import SplatFit
@@ -109,9 +110,20 @@ class Stages:
     @property
     def views(self) -> OrbitViews:
         """The views the fit is to explain now: the generator's, or the last refined ones."""
-        rounds = [f"refine_{n}" for n in range(self.settings.refine.rounds, 0, -1)]
-        folder = next((self.job.work / r for r in rounds if (self.job.work / r / "orbit.json").exists()), None)
-        return read_views(folder or self.job.folder / "views")
+        return read_views(self._refined_folder or self.job.folder / "views")
+
+    @property
+    def raised_views(self) -> list[OrbitViews]:
+        """The second orbit of the last round, if there is one."""
+        folder = self._refined_folder
+        raised = folder / "raised" if folder else None
+        return [read_views(raised)] if raised and raised.exists() else []
+
+    @property
+    def _refined_folder(self) -> Path | None:
+        """Where the last complete round left its views."""
+        rounds = [self.job.work / f"refine_{n}" for n in range(self.settings.refine.rounds, 0, -1)]
+        return next((folder for folder in rounds if (folder / "orbit.json").exists()), None)
 
     @functools.cached_property
     def splat_fit(self) -> SplatFit:
@@ -120,6 +132,8 @@ class Stages:
         fit = SplatFit(self.views, self.settings.fit, seed, self.device, self.rasterizer, perceptual)
         if (self.job.work / "fit.pt").exists():
             fit.load(self.job.work / "fit.pt")
+            if self.raised_views:
+                fit.retarget(self.views, *self.raised_views)
         return fit
 
     @property
@@ -146,6 +160,10 @@ class Stages:
             raise InputError(
                 f"A refinement of {settings.steps} steps from {settings.noise:g} of the noise is not possible.",
                 "Use refine.noise from 0 to 1 and refine.steps from 1.",
+            )
+        if settings.raise_deg and self.generator.name != "sv3d_p":
+            raise InputError(
+                f"{self.generator.name} cannot draw a raised orbit.", "Leave refine.raise_deg out, or use sv3d_p."
             )
         self.notes.update(generator=self.generator.name, can_refine=self.generator.can_refine, network_calls=0)
         self.notes["generator_reason"] = self.choice.reason if self.request.views is None else ""
@@ -208,18 +226,36 @@ class Stages:
 
     def refine(self, number: int, progress: Progress) -> None:
         """One round of the paper's loop (3.4): the splats' renders are noised and denoised, and become the views."""
-        orbit = self.views.orbit
+        orbit, folder = self.views.orbit, self.job.work / f"refine_{number}"
+        calls = self.generator.network_calls
+        raised = self._raised(orbit)
+        if raised is not None:
+            write_views(folder / "raised", self._redrawn(raised, f"refine {number} raised", progress))
+        # Last, because its orbit.json makes the round complete.
+        write_views(folder, self._redrawn(orbit, f"refine {number}", progress))
+        self.notes["network_calls"] += self.generator.network_calls - calls
+        self.splat_fit.retarget(self.views, *self.raised_views)
+
+    def _raised(self, orbit: Orbit) -> Orbit | None:
+        """The second orbit of a round, where one was asked for."""
+        if not self.settings.refine.raise_deg or orbit.elevation_deg is None:
+            return None
+        elevation = orbit.elevation_deg + self.settings.refine.raise_deg
+        return dataclasses.replace(
+            orbit, elevation_deg=float(np.clip(elevation, -MAX_ELEVATION_DEG, MAX_ELEVATION_DEG))
+        )
+
+    def _redrawn(self, orbit: Orbit, purpose: str, progress: Progress) -> OrbitViews:
+        """The splats as `orbit` sees them, noised and denoised by the generator."""
         with torch.no_grad():
             rendered = render(self.splat_fit.gaussians(), orbit.cameras(self.generator.size), self.rasterizer)
         alpha = rendered.alpha[..., None].clamp(1e-4, 1)
         rgba = torch.cat([(rendered.rgb / alpha).clamp(0, 1), rendered.alpha[..., None]], dim=-1).cpu().numpy()
-        settings, seed = self.settings.refine, stage_seed(self.request.seed, f"refine {number}")
+        settings, seed = self.settings.refine, stage_seed(self.request.seed, purpose)
         noise = settings.noise or self.generator.refine_noise
-        calls = self.generator.network_calls
-        views = self.generator.refine(self._subject(), OrbitViews(rgba, orbit), noise, settings.steps, seed, progress)
-        write_views(self.job.work / f"refine_{number}", OrbitViews(views.rgba, orbit))
-        self.notes["network_calls"] += self.generator.network_calls - calls
-        self.splat_fit.retarget(self.views)
+        renders = OrbitViews(rgba, orbit)
+        views = self.generator.refine(self._subject(), renders, noise, settings.steps, seed, progress)
+        return OrbitViews(views.rgba, orbit)
 
     def finish_splats(self, progress: Progress) -> None:
         """Saves the splats that some view sees, and lets go of the generator, which has done its part."""

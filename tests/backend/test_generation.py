@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,18 +19,21 @@ from sv3d_checkpoint import SMALL_P, random_checkpoint, write_checkpoint
 from test_sv3d import Oracle
 from tiny_models import copying_mini, record, tiny_sdxl
 
-from im3d import stages
+from im3d import stages, text_to_image
 from im3d.cli import main
 from im3d.errors import CancelledError, InputError, ModelError
-from im3d.generators import mini, sv3d
+from im3d.generators import mini, sv3d, sv3d_weights
 from im3d.generators.choose import Choice
+from im3d.generators.sv3d import Conditioning
 from im3d.generators.sv3d_memory import MODES
 from im3d.images import FloatArray, OrbitViews, over, read_image, read_views, write_png
 from im3d.jobs import Job, Request
 from im3d.models import find_model
+from im3d.orbit import Orbit
 from im3d.pipeline import run_pipeline
 from im3d.protocol import Message
 from im3d.settings import Settings, parse_overrides, preset_settings
+from im3d.splats.fit import SplatFit
 
 # Small enough for seconds. The fit is in three legs with the loop's two rounds between them.
 SMALL = ("fit.iterations=24", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.every=10",
@@ -90,6 +96,12 @@ def test_from_a_sentence_to_an_object(
 ) -> None:
     """SDXL draws the picture, sv3d_p the views, each on random weights; everything after is the product."""
     monkeypatch.setattr(stages, "installed_isnet", lambda device: middle)
+    alive = watched_pipelines(monkeypatch)
+
+    def offline(*_: object) -> None:
+        raise AssertionError("something tried the network")
+
+    monkeypatch.setattr(socket.socket, "connect", offline)
     status, result = generate(
         capsys, "--prompt", "a horse galloping", "--generator", "sv3d_p", "--out", str(tmp_path / "job"),
         settings=(*SV3D, "image.size=64", "image.steps=2"),
@@ -106,9 +118,32 @@ def test_from_a_sentence_to_an_object(
     assert any("is a guess" in w for w in result["warnings"])
     assert result["mesh_stats"]["faces"] >= 20
     assert Path(result["mesh"]).stat().st_size > 1000
+    # The image model was loaded, and gone before the orbit model was.
+    assert alive == [0]
     drawn = read_image(tmp_path / "job" / "input.png")
     assert drawn.shape == (64, 64, 4)
     assert len(read_views(tmp_path / "job" / "views").orbit) == 6
+
+
+def watched_pipelines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many text-to-image networks were in memory each time that the orbit model was read."""
+    networks: list[weakref.ref[torch.nn.Module]] = []
+    alive: list[int] = []
+    load_pipeline, load_networks = text_to_image.load_pipeline, sv3d_weights.load_networks
+
+    def pipeline(*args: Any) -> Any:
+        loaded = load_pipeline(*args)
+        networks.extend(weakref.ref(p) for p in loaded.components.values() if isinstance(p, torch.nn.Module))
+        return loaded
+
+    def orbit_model(*args: Any, **options: Any) -> Any:
+        assert networks
+        alive.append(sum(network() is not None for network in networks))
+        return load_networks(*args, **options)
+
+    monkeypatch.setattr(text_to_image, "load_pipeline", pipeline)
+    monkeypatch.setattr(sv3d_weights, "load_networks", orbit_model)
+    return alive
 
 
 @pytest.mark.slow
@@ -229,6 +264,47 @@ def test_an_oracle_makes_the_loop_return_the_true_views(
         assert np.abs(over(views.rgba) - over(truth.rgba))[1:].mean() < 0.01
 
 
+class TwoOrbits(Oracle):
+    """Knows the true views from two elevations, and gives those that it is asked for."""
+
+    def __init__(self, *truths: OrbitViews) -> None:
+        super().__init__(truths[0])
+        self.truths = {t.orbit.elevation_deg: t for t in truths}
+
+    def condition(self, picture: FloatArray, orbit: Orbit) -> Conditioning:
+        self.truth = self.truths[orbit.elevation_deg]
+        return super().condition(picture, orbit)
+
+
+@pytest.mark.slow
+def test_a_raised_orbit_is_drawn_and_fitted_too(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop_only(monkeypatch)
+    level, raised = (blocky(orbit_views(64, count=8, elevation_deg=e)) for e in (15.0, 40.0))
+    monkeypatch.setattr(stages, "choose_generator", lambda *_: Choice("sv3d_p"))
+    monkeypatch.setattr(stages, "build_generator", lambda *_: TwoOrbits(level, raised))
+    targets: list[OrbitViews] = []
+    job = new_job(tmp_path / "job", "sv3d_p", (*SMALL, "refine.raise_deg=25"), image=str(picture), elevation_deg=15.0)
+    with pytest.raises(CancelledError):
+        run(job, StopAt("refine", 6))  # in the second round's raised orbit
+    monkeypatch.setattr(SplatFit, "retarget", keeping(SplatFit.retarget, targets))
+    assert run(Job.open(job.folder))["network_calls"] == 4 + 2 * (2 + 2)
+    # The continued job took up the first round's two orbits, and then the second's.
+    assert [v.orbit.elevation_deg for v in targets] == [15.0, 15.0, 40.0, 15.0, 40.0]
+    for views, truth in zip(targets[-2:], (level, raised), strict=True):
+        # View 0 of the level orbit is the input picture.
+        assert np.abs(over(views.rgba) - over(truth.rgba))[1:].mean() < 0.01
+
+
+def keeping(method: Callable[..., None], seen: list[OrbitViews]) -> Callable[..., None]:
+    """The method, and a note of the views it is called with."""
+
+    def kept(self: SplatFit, *views: OrbitViews) -> None:
+        seen.extend(views)
+        method(self, *views)
+
+    return kept
+
+
 def blocky(views: OrbitViews) -> OrbitViews:
     """Views of 8×8 blocks, which the oracle's latents hold without loss."""
     K, S = views.rgba.shape[:2]
@@ -278,6 +354,10 @@ class TestRefusals:
         job = new_job(tmp_path / "job", settings=(setting,), image=str(picture))
         with pytest.raises(InputError, match="refinement"):
             run(job)
+
+    def test_a_raised_orbit_by_a_generator_without_elevations(self, tmp_path: Path, picture: Path) -> None:
+        with pytest.raises(InputError, match="mini cannot draw a raised orbit"):
+            run(new_job(tmp_path / "job", settings=("refine.raise_deg=20",), image=str(picture)))
 
     def test_a_generator_for_views_that_are_given(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="yours are given"):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from im3d.errors import InputError
 from im3d.images import OrbitViews, premultiplied
+from im3d.orbit import Cameras
 from im3d.progress import Progress, silent
 from im3d.settings import FitSettings
 from im3d.splats import densify
@@ -91,11 +92,20 @@ class SplatFit:
         self.retarget(views)
         self._start_from(initial_gaussians(views, settings, seed))
 
-    def retarget(self, views: OrbitViews) -> None:
-        """Continues towards other pictures of the same cameras: the refined views of the paper's loop (3.4)."""
+    def retarget(self, views: OrbitViews, *others: OrbitViews) -> None:
+        """Continues towards other pictures: the refined views of the paper's loop (3.4).
+
+        Args:
+            views: Pictures of the cameras so far.
+            others: Pictures of further orbits with the same field of view, compared as well.
+        """
         size = self.settings.size or views.size
-        self.cameras = views.orbit.cameras(size)
-        self.targets = self._targets(torch.from_numpy(premultiplied(views.resized(size).rgba)).to(self.device))
+        orbits = (views, *others)
+        cameras = views.orbit.cameras(size)
+        viewmats = np.concatenate([v.orbit.cameras(size).viewmats for v in orbits])
+        self.cameras = Cameras(viewmats, cameras.focal, size)
+        rgba = np.concatenate([premultiplied(v.resized(size).rgba) for v in orbits])
+        self.targets = self._targets(torch.from_numpy(rgba).to(self.device))
 
     def run(self, until: int, progress: Progress = silent) -> None:
         """Optimises up to iteration `until`.
