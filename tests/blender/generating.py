@@ -134,9 +134,19 @@ def survives(extension: str, jobs: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def examples(extension: str, jobs: str, *blocks: str) -> dict[str, Any]:
+    """The Python blocks of docs/scripting.md, as they stand there."""
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    for block in blocks:
+        exec(compile(block, "scripting.md", "exec"), {})
+    return {"objects": names()}
+
+
 def drop_handler(extension: str) -> dict[str, Any]:
     install(extension)
-    cls = getattr(bpy.types, "IM3D_FH_picture", None)
+    cls = getattr(bpy.types, "IM3D_FH_pictures", None)
     if cls is None:
         return {"there": False}
     return {"there": True, "label": cls.bl_label, "operator": cls.bl_import_operator, "files": cls.bl_file_extensions}

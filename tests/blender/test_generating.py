@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from blender_process import INSIDE, inside
+from blender_process import INSIDE, ROOT, inside
 from PIL import Image
 
 pytestmark = pytest.mark.blender
@@ -95,6 +96,15 @@ def test_jobs_survive_another_file_and_end_with_the_add_on(blender: Callable[...
     assert (got["other"], got["objects"]) == ("done", [])
     assert "another file" in got["note"]
     assert got["backend"] == "stopped"
+
+
+def test_the_examples_of_the_scripting_page(blender: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "scripting.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "props.csv").write_text(table, encoding="utf-8")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    got = blender("examples", *re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    assert got["objects"] == ["Bottle", "Playhouse", "Playhouse.001"]
 
 
 def test_pictures_can_be_dropped(blender: Callable[..., dict[str, Any]]) -> None:
