@@ -11,6 +11,8 @@ from .model_facts import ModelFacts
 from .preferences import get_preferences, online
 from .wrapping import wrapped
 
+COMMERCIAL_NOTES = {"no": "Not for commercial use.", "conditions": "Commercial use under conditions."}
+
 
 class IM3D_PT_models(bpy.types.Panel):
     bl_label = "Backend"
@@ -100,8 +102,7 @@ def draw_generator_needs(layout: bpy.types.UILayout, context: bpy.types.Context,
         operator = layout.operator("im3d.download_model", text=_("Download {}").format(model.size), icon="IMPORT")
         operator.model = model.name
     if model.commercial != "yes":
-        notes = {"no": "Not for commercial use.", "conditions": "Commercial use under conditions."}
-        wrapped(layout, context, _(notes[model.commercial]), "INFO")
+        wrapped(layout, context, _(COMMERCIAL_NOTES[model.commercial]), "INFO")
 
 
 def not_ready(context: bpy.types.Context) -> bool:

@@ -6,7 +6,6 @@ import re
 
 import bpy
 
-from . import session
 from .link.queue import QueuedJob
 from .preferences import get_preferences, online
 from .wrapping import wrapped
@@ -63,11 +62,3 @@ def draw_allow_online(layout: bpy.types.UILayout, context: bpy.types.Context) ->
         layout, context, bpy.app.translations.pgettext_iface("Online access is switched off in Blender."), "INTERNET"
     )
     layout.operator("screen.userpref_show", text="System Preferences", icon="PREFERENCES").section = "SYSTEM"
-
-
-def last_failure(known: session.Session) -> QueuedJob | None:
-    """The failed job that was asked for last."""
-    return next((job for job in reversed(known.queue.jobs) if job.state == "failed"), None)
-
-
-CLASSES: list[type] = []

@@ -24,6 +24,7 @@ from .properties import refresh_jobs
 
 ACTIVE_S = 0.1  # between two ticks while a job runs
 IDLE_S = 1.0
+OTHER_FILE = "Made for another file: import it from the finished jobs"
 RUNNING = ("waiting", "running")
 
 
@@ -189,7 +190,7 @@ def let_arrive(context: bpy.types.Context, session: Session, job_id: str) -> Non
     if placement is None or not placement.arrive:
         return
     if not placement.is_for(bpy.data.filepath, _document):
-        session.notes[job_id] = "Made for another file: import it from the finished jobs"
+        session.notes[job_id] = OTHER_FILE
         return
     try:
         _, notes = arrival.deliver(context, job.folder, placement)
