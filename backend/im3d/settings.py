@@ -153,6 +153,7 @@ class Sv3dSettings:
             20 steps are the paper's "around 40 evaluations" (3.4).
         guidance: Scale of the classifier-free guidance opposite the input view.
         memory: Size in GB of the GPU that memory is arranged for; "auto" goes by what is free.
+        finetuned: A temporal.safetensors of `im3d train finetune`, laid over the published weights; "" for none.
     """
 
     views: int = 21
@@ -160,6 +161,7 @@ class Sv3dSettings:
     steps: int = 20
     guidance: float = 2.5
     memory: Literal["auto", "24", "12", "8"] = "auto"
+    finetuned: str = ""
 
 
 @dataclass(frozen=True)

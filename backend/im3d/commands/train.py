@@ -1,4 +1,4 @@
-"""`im3d train mini`: trains our own orbit generator on packs of props.
+"""`im3d train mini` trains our own orbit generator on packs of props, `im3d train finetune` SV3D as the paper does.
 
 On several GPUs: `torchrun --nproc-per-node=N -m im3d.cli train mini …`, or accelerate launch.
 """
@@ -13,30 +13,48 @@ from typing import Any, get_type_hints
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from im3d.training.finetune import FinetuneSettings
     from im3d.training.train import TrainSettings
 
     kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     mini = kinds.add_parser("mini", help="our own generator, from packs of props")
-    mini.add_argument(
-        "--pack", type=Path, action="append", required=True, help="a pack of props; give it once for each"
-    )
-    mini.add_argument("--out", type=Path, required=True, help="folder of the state, weights, pictures and log")
-    mini.add_argument("--cache", type=Path, required=True, help="folder of the rendered orbits (large)")
-    mini.add_argument("--resume", action="store_true", help="continue the state in --out")
+    _add_data_options(mini, render_size=128)
     mini.add_argument("--init", type=Path, metavar="FOLDER", help="start from exported weights")
-    mini.add_argument("--render-size", type=int, default=128, help="side of the rendered orbits in pixels")
-    mini.add_argument("--orbits", type=int, default=12, help="rendered orbits per training prop, on average")
-    mini.add_argument("--workers", type=int, default=4, help="rendering processes")
-    mini.add_argument("--limit", type=int, default=0, help="use only that many props of each pack")
     mini.add_argument("--test", action="store_true", help="score the test split afterwards")
     mini.add_argument("--model", default="{}", metavar="JSON", help="the network's sizes, where they differ")
-    hints = get_type_hints(TrainSettings)
-    for field in dataclasses.fields(TrainSettings):
+    _add_settings(mini, TrainSettings)
+
+    tuning = kinds.add_parser("finetune", help="the temporal layers of Stable Video 3D, the paper's recipe")
+    _add_data_options(tuning, render_size=512)
+    tuning.add_argument("--base", choices=("sv3d_u", "sv3d_p"), default="sv3d_u", help="the model to start from")
+    _add_settings(tuning, FinetuneSettings)
+
+
+def _add_data_options(parser: argparse.ArgumentParser, render_size: int) -> None:
+    parser.add_argument(
+        "--pack", type=Path, action="append", required=True, help="a pack of props; give it once for each"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the state, weights, pictures and log")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of the rendered orbits (large)")
+    parser.add_argument("--resume", action="store_true", help="continue the state in --out")
+    parser.add_argument("--render-size", type=int, default=render_size, help="side of the rendered orbits in pixels")
+    parser.add_argument("--orbits", type=int, default=12, help="rendered orbits per training prop, on average")
+    parser.add_argument("--workers", type=int, default=4, help="rendering processes")
+    parser.add_argument("--limit", type=int, default=0, help="use only that many props of each pack")
+
+
+def _add_settings(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
+    hints = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
         flag = "--" + field.name.replace("_", "-")
         if hints[field.name] is bool:
-            mini.add_argument(flag, action="store_true")
+            parser.add_argument(flag, action="store_true")
         else:
-            mini.add_argument(flag, type=hints[field.name], default=field.default)
+            parser.add_argument(flag, type=hints[field.name], default=field.default)
+
+
+def _settings(kind: type[Any], args: argparse.Namespace) -> Any:
+    return kind(**{f.name: getattr(args, f.name) for f in dataclasses.fields(kind)})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,31 +62,51 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     with place() as where:
-        _train_mini(args, where, started)
+        (_train_mini if args.what == "mini" else _finetune)(args, where, started)
     return 0
 
 
-def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
-    import json
-
+def _rendered(args: argparse.Namespace, where: Any) -> Any:
+    """The orbits of the packs; the first process renders, the others find the finished file."""
     import torch
     import torch.distributed as dist
 
-    from im3d.training.batches import OrbitBatches
     from im3d.training.orbits import render_packs
-    from im3d.training.train import Trainer, TrainSettings, initial_model, train
-    from im3d.training.validate import validate
 
     def rendered() -> Any:
         devices = max(1, torch.cuda.device_count())
         return render_packs(args.pack, args.cache, args.render_size, args.orbits, args.workers, devices, args.limit)
 
-    # The first process renders; the others find the finished file.
     orbits = rendered() if where.first else None
     if where.world > 1:
         dist.barrier()
-    orbits = orbits or rendered()
-    settings = TrainSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(TrainSettings)})
+    return orbits or rendered()
+
+
+def _finetune(args: argparse.Namespace, where: Any, started: float) -> None:
+    from im3d.generators.sv3d_network import SV3D_P, SV3D_U
+    from im3d.models import find_model, require
+    from im3d.training.finetune import Finetuner, FinetuneSettings, finetune
+
+    settings = _settings(FinetuneSettings, args)
+    checkpoint = require(args.base) / find_model(args.base).files[0]
+    config = SV3D_P if args.base == "sv3d_p" else SV3D_U
+    orbits = _rendered(args, where)
+    trainer = Finetuner(args.base, checkpoint, config, settings, where)
+    if args.resume:
+        trainer.load(args.out)
+    finetune(trainer, orbits, args.out, started, lambda step, loss: print(f"step {step}: loss {loss:.4f}", flush=True))
+
+
+def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
+    import json
+
+    from im3d.training.batches import OrbitBatches
+    from im3d.training.train import Trainer, TrainSettings, initial_model, train
+    from im3d.training.validate import validate
+
+    orbits = _rendered(args, where)
+    settings = _settings(TrainSettings, args)
     model, step, seen = initial_model(args.init, args.seed, **json.loads(args.model))
     trainer = Trainer(model, settings, where)
     trainer.step = trainer.leg_start = step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -77,9 +78,14 @@ def build_generator(
         device: Where to compute.
         elevation_deg: The elevation that the user gave.
         segment: A segmentation network for drawn views whose background is not plain.
+
+    Raises:
+        InputError: A setting is out of range, or names a file that is not there.
     """
     if name == "mini":
         return MiniGenerator(device)
+    if settings.finetuned and not Path(settings.finetuned).is_file():
+        raise InputError(f"{settings.finetuned} does not exist.", "Correct sv3d.finetuned, or leave it out.")
     return Sv3dGenerator(
         "sv3d_p" if name == "sv3d_p" else "sv3d_u",
         device,
@@ -89,6 +95,7 @@ def build_generator(
         steps=settings.steps,
         guidance=settings.guidance,
         memory=settings.memory,
+        finetuned=Path(settings.finetuned) if settings.finetuned else None,
         segment=segment,
     )
 

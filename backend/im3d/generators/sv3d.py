@@ -84,6 +84,7 @@ class Sv3dGenerator:
         checkpoint: The weights; by default those that `im3d models download` installed.
         config: Sizes of the networks in `checkpoint`.
         networks: Networks that are in memory already, instead of a checkpoint.
+        finetuned: Temporal layers of `im3d train finetune`, laid over the checkpoint's.
     """
 
     input_frame = 0
@@ -106,6 +107,7 @@ class Sv3dGenerator:
         checkpoint: Path | None = None,
         config: Sv3dConfig | None = None,
         networks: Sv3dNetworks | None = None,
+        finetuned: Path | None = None,
     ) -> None:
         if size % (LATENT_STRIDE * UNET_STRIDE):
             raise InputError(f"SV3D cannot draw views of {size} pixels.", "Use a multiple of 64, such as 512 or 576.")
@@ -121,7 +123,7 @@ class Sv3dGenerator:
         self._steps, self._guidance, self._memory, self._segment = steps, guidance, memory, segment
         self._checkpoint = checkpoint
         self._config = config or (SV3D_P if name == "sv3d_p" else SV3D_U)
-        self._given = networks
+        self._given, self._finetuned = networks, finetuned
         self._networks: Sv3dNetworks | None = None
         self._mode: MemoryMode | None = None
 
@@ -267,7 +269,7 @@ class Sv3dGenerator:
             if self._given is None:
                 path = self._checkpoint or require(self.name) / find_model(self.name).files[0]
                 half = torch.float16 if self._device.type == "cuda" else torch.float32
-                self._networks = load_networks(path, self._config, dtype=half, vae_dtype=torch.float32)
+                self._networks = load_networks(path, self._config, half, torch.float32, self._finetuned)
             else:
                 self._networks = self._given
             if self._chosen_mode().chunked_feed_forward:

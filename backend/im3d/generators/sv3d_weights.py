@@ -177,7 +177,9 @@ def clip_parameters(key: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield f"{layer}.{_CLIP_LAYER[stem]}.{leaf}", tensor
 
 
-def load_networks(path: Path, config: Sv3dConfig, dtype: torch.dtype, vae_dtype: torch.dtype) -> Sv3dNetworks:
+def load_networks(
+    path: Path, config: Sv3dConfig, dtype: torch.dtype, vae_dtype: torch.dtype, finetuned: Path | None = None
+) -> Sv3dNetworks:
     """The networks of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
@@ -185,6 +187,8 @@ def load_networks(path: Path, config: Sv3dConfig, dtype: torch.dtype, vae_dtype:
         config: Which of them, and its sizes.
         dtype: Of the U-Net and the image tower.
         vae_dtype: Of the autoencoder.
+        finetuned: Parameters of the U-Net under their published keys that take the place of the checkpoint's, as
+            `im3d train finetune` writes them.
 
     Raises:
         ModelError: The file is not readable, or not such a checkpoint.
@@ -212,11 +216,24 @@ def load_networks(path: Path, config: Sv3dConfig, dtype: torch.dtype, vae_dtype:
         raise ModelError(f"{path} does not exist.", "Install the model again: im3d models download NAME.") from error
     except (OSError, SafetensorError, KeyError) as error:
         raise _not_sv3d(path, str(error)) from error
+    if finetuned is not None:
+        unet |= _finetuned(finetuned, dtype)
     networks = empty_networks(config)
     _fill(networks.unet, unet, path)
     _fill(networks.vae, vae, path)
     _fill(networks.image_encoder, clip, path)
     return networks
+
+
+def _finetuned(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            return {unet_name(key.removeprefix(UNET)): file.get_tensor(key).to(dtype) for key in keys}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"{path} holds no fine-tuned weights of SV3D ({error}).", "Name a file that im3d train finetune wrote."
+        ) from error
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
