@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,12 @@ def test_installed_but_too_large_is_said_as_such() -> None:
 def test_an_unknown_name() -> None:
     with pytest.raises(InputError, match="no generator zero123"):
         choose_generator("zero123", CPU)
+
+
+def test_jobs_with_given_views_do_not_wait_for_diffusers() -> None:
+    code = "import sys, im3d.stages; print([m for m in ('diffusers', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_settings_reach_sv3d() -> None:

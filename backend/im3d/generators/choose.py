@@ -1,4 +1,8 @@
-"""Which generator makes the views: the one that was asked for, or the best that is installed and fits the memory."""
+"""Which generator makes the views: the one that was asked for, or the best that is installed and fits the memory.
+
+The generators are imported where they are needed: diffusers and transformers take seconds, which a job whose views are
+given should not wait for.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,6 @@ import torch
 
 from im3d.errors import InputError, ModelError
 from im3d.generators.base import Generator
-from im3d.generators.mini import MiniGenerator, mini_weights
-from im3d.generators.sv3d import Sv3dGenerator
 from im3d.generators.sv3d_memory import MODES, free_gigabytes
 from im3d.masks import Segment
 from im3d.models import find_model, installed, require
@@ -47,7 +49,7 @@ def choose_generator(wanted: str, device: torch.device, elevation_known: bool = 
         ModelError: Its weights, or with "auto" all weights, are missing; the message names the command that gets them.
     """
     if wanted == "mini":
-        mini_weights()
+        _require_mini()
         return Choice("mini")
     if wanted in ("sv3d_u", "sv3d_p"):
         require(wanted)
@@ -61,7 +63,7 @@ def choose_generator(wanted: str, device: torch.device, elevation_known: bool = 
             return Choice(name, _reason(name, passed))
         passed.append(obstacle)
     try:
-        mini_weights()
+        _require_mini()
     except ModelError as error:
         raise _nothing_fits(passed) from error
     return Choice("mini", _reason("mini", passed))
@@ -83,7 +85,11 @@ def build_generator(
         InputError: A setting is out of range, or names a file that is not there.
     """
     if name == "mini":
+        from im3d.generators.mini import MiniGenerator
+
         return MiniGenerator(device)
+    from im3d.generators.sv3d import Sv3dGenerator
+
     if settings.finetuned and not Path(settings.finetuned).is_file():
         raise InputError(f"{settings.finetuned} does not exist.", "Correct sv3d.finetuned, or leave it out.")
     return Sv3dGenerator(
@@ -98,6 +104,15 @@ def build_generator(
         finetuned=Path(settings.finetuned) if settings.finetuned else None,
         segment=segment,
     )
+
+
+def _require_mini() -> None:
+    """Raises:
+    ModelError: Its weights are not installed.
+    """
+    from im3d.generators.mini import mini_weights
+
+    mini_weights()
 
 
 def _sv3d_obstacle(name: str, device: torch.device) -> str | None:
