@@ -43,6 +43,7 @@ from . import (
     queue_ui,
     session,
     thumbnails,
+    translations,
 )
 
 _MODULES = (
@@ -66,6 +67,7 @@ CLASSES = [cls for module in _MODULES for cls in module.CLASSES]
 def register() -> None:
     for cls in CLASSES:
         bpy.utils.register_class(cls)
+    translations.attach(preferences.BASE_PACKAGE)
     properties.attach()
     operators.attach()
     session.attach()
@@ -81,3 +83,4 @@ def unregister() -> None:
     thumbnails.clear()
     for cls in reversed(CLASSES):
         bpy.utils.unregister_class(cls)
+    translations.detach(preferences.BASE_PACKAGE)
