@@ -114,7 +114,8 @@ def remove_plain_background(rgb: FloatArray) -> FloatArray:
     if plain < PLAIN_BORDER or spread > MAX_SPREAD:
         raise InputError(
             "The background is not plain, so the object cannot be told from it.",
-            "Use a picture with transparency or a plain background, give a mask, or install the IS-Net weights.",
+            "Use transparency or a plain background, give a mask, or get the network that finds the object: "
+            "im3d models download isnet (177 MB).",
         )
     distance = np.abs(rgb - background).max(axis=-1)
     contrast = max(MIN_CONTRAST, 4 * spread)

@@ -17,7 +17,7 @@ class Progress(Protocol):
 
     def __call__(self, step: int, steps: int, preview: NDArray[np.float32] | None = None) -> None:
         """Args:
-        step: Steps finished, 1 … steps.
+        step: Steps finished, 1 … steps; 0 while something large is loaded first.
         steps: Steps in this stage.
         preview: Optional picture of the state, (H, W, 3 or 4) in [0, 1].
         """

@@ -154,7 +154,7 @@ class Stages:
         if self.request.image is not None:
             write_png(self.job.folder / "input.png", read_image(Path(self.request.image)))
         if self.request.only_prompt:
-            self.notes["image_model"] = choose_image_model(self.settings.image.model)
+            self.notes["image_model"] = choose_image_model(self.settings.image)
         settings = self.settings.refine
         if not (0 <= settings.noise <= 1 and settings.steps >= 1):
             raise InputError(

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from im3d.errors import ModelError, OutOfMemoryError
+from im3d.errors import InputError, ModelError, OutOfMemoryError
 from im3d.images import FloatArray, as_rgba
 from im3d.models import find_model, installed, models, require
 from im3d.progress import Progress
@@ -73,15 +73,21 @@ _MOTION = """
 _MOTION_WORDS = re.compile(rf"\b(?:{'|'.join(_MOTION.split())}|in (?:full )?motion)\b", re.IGNORECASE)
 
 
-def choose_image_model(wanted: str) -> str:
+def choose_image_model(settings: ImageSettings) -> str:
     """The name of the text-to-image model: the one asked for, or with "auto" the first that is installed.
 
     Raises:
+        InputError: The settings ask for a picture that no model draws.
         ModelError: It is not installed; the message names the command that gets it and its size.
     """
-    if wanted != "auto":
-        require(wanted)
-        return wanted
+    if settings.size % 16 or settings.size < 0 or settings.steps < 0:
+        raise InputError(
+            f"A picture of {settings.size} pixels in {settings.steps} steps cannot be drawn.",
+            "Use a multiple of 16 for image.size, a number from 1 for image.steps, or 0 for what suits the model.",
+        )
+    if settings.model != "auto":
+        require(settings.model)
+        return settings.model
     names = [m.name for m in models().values() if m.purpose == "image"]
     found = next((name for name in names if installed(name)), None)
     if found is None:
@@ -134,6 +140,7 @@ def draw_picture(
     size = settings.size or recipe.size
     steps = settings.steps or recipe.steps
     mode = choose_memory(settings.memory, folder, device)
+    progress(0, steps)
 
     def stepped(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         progress(min(step + 1, steps), steps)

@@ -285,7 +285,9 @@ def test_a_raised_orbit_is_drawn_and_fitted_too(tmp_path: Path, picture: Path, m
     targets: list[OrbitViews] = []
     job = new_job(tmp_path / "job", "sv3d_p", (*SMALL, "refine.raise_deg=25"), image=str(picture), elevation_deg=15.0)
     with pytest.raises(CancelledError):
-        run(job, StopAt("refine", 6))  # in the second round's raised orbit
+        run(job, StopAt("refine", 10))  # an orbit tells of its progress four times: in the second round's raised one
+    assert "fit to 20" in job.state.finished
+    assert not (job.work / "refine_2").exists()
     monkeypatch.setattr(SplatFit, "retarget", keeping(SplatFit.retarget, targets))
     assert run(Job.open(job.folder))["network_calls"] == 4 + 2 * (2 + 2)
     # The continued job took up the first round's two orbits, and then the second's.

@@ -373,7 +373,7 @@ class TestSmallWeights:
         assert np.isfinite(views.rgba).all()
         assert len({view.tobytes() for view in views.rgba}) == K
         np.testing.assert_array_equal(views.rgba[0], subject.rgba)
-        assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
         again = small(checkpoints, name, views=K).generate(subject, 5, silent)
         np.testing.assert_array_equal(views.rgba, again.rgba)
         other = generator.generate(subject, 6, silent)

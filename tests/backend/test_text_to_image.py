@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_models import record, tiny_flux2, tiny_sdxl, tiny_z_image
 
 from im3d import text_to_image
-from im3d.errors import CancelledError, ModelError, OutOfMemoryError
+from im3d.errors import CancelledError, InputError, ModelError, OutOfMemoryError
 from im3d.models import find_model, models
 from im3d.progress import silent
 from im3d.settings import ImageSettings
@@ -75,7 +75,7 @@ class TestModels:
         assert np.isfinite(picture).all()
         assert (picture[..., 3] == 1).all()
         assert picture[..., :3].std() > 0.01
-        assert steps == [(1, 2), (2, 2)]
+        assert steps == [(0, 2), (1, 2), (2, 2)]
         np.testing.assert_array_equal(picture, draw_picture("a red mug", name, SMALL, 1, CPU, silent))
         assert not np.array_equal(picture, draw_picture("a red mug", name, SMALL, 2, CPU, silent))
 
@@ -143,7 +143,8 @@ class TestModels:
 class TestFailures:
     def test_cancelling_stops_at_the_step(self) -> None:
         def stop(step: int, steps: int, preview: object = None) -> None:
-            raise CancelledError("Stopped.")
+            if step == 1:
+                raise CancelledError("Stopped.")
 
         with pytest.raises(CancelledError):
             draw_picture("a mug", "flux2_klein", SMALL, 0, CPU, stop)
@@ -247,17 +248,22 @@ class TestChoice:
     def test_auto_is_the_first_that_is_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IM3D_HOME", str(tmp_path))
         with pytest.raises(ModelError, match="No model that draws") as caught:
-            choose_image_model("auto")
+            choose_image_model(ImageSettings())
         assert "im3d models download flux2_klein (16.0 GB)" in caught.value.hint
         for name in ("sdxl", "flux2_klein"):
             find_model(name).folder.mkdir(parents=True)
             (find_model(name).folder / "model_index.json").write_text("{}")
             record(name)
-            assert choose_image_model("auto") == name
-        assert choose_image_model("sdxl") == "sdxl"
+            assert choose_image_model(ImageSettings()) == name
+        assert choose_image_model(ImageSettings(model="sdxl")) == "sdxl"
         with pytest.raises(ModelError) as caught:
-            choose_image_model("z_image_turbo")
+            choose_image_model(ImageSettings(model="z_image_turbo"))
         assert "im3d models download z_image_turbo (32.9 GB)" in caught.value.hint
+
+    @pytest.mark.parametrize("settings", [ImageSettings(size=500), ImageSettings(size=-16), ImageSettings(steps=-1)])
+    def test_a_picture_that_cannot_be_drawn(self, settings: ImageSettings) -> None:
+        with pytest.raises(InputError, match="cannot be drawn"):
+            choose_image_model(settings)
 
 
 class TestPrompt:

@@ -164,6 +164,7 @@ class Sv3dGenerator:
         """The views of `orbit`: latents from `start` denoised down the ladder, decoded and cut out."""
         picture = subject.rgba if len(subject.rgba) == self.size else resized(subject.rgba, self.size, self.size)
         steps = len(sigmas)  # the last is the decoding
+        progress(0, steps)
         with out_of_memory_explained(self.name, self._chosen_mode()):
             conditioning = self.condition(over(picture), orbit)
             x = start().to(self._device)
