@@ -103,6 +103,8 @@ class IM3D_OT_generate(bpy.types.Operator):
         given = {name for name in self.properties.keys() if self.properties.is_property_set(name)}  # noqa: SIM118
         if given & SOURCES:
             given |= SOURCES
+        if self.views:
+            given.add("generator")  # the panel's is for prompts and pictures
         for name, value in panel_inputs(context).items():
             if name not in given:
                 setattr(self, name, value)

@@ -83,6 +83,17 @@ class IM3D_OT_resume(JobOperator, bpy.types.Operator):
         return {"FINISHED"}
 
 
+class IM3D_OT_resume_left(bpy.types.Operator):
+    """Continue the jobs that were not finished when Blender was closed"""
+
+    bl_idname = "im3d.resume_left"
+    bl_label = "Resume All"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        session.resume_left(context, session.ensure(context))
+        return {"FINISHED"}
+
+
 class IM3D_OT_remove(JobOperator, bpy.types.Operator):
     """Take this job off the list. Its folder stays"""
 
@@ -153,6 +164,7 @@ CLASSES = [
     IM3D_OT_cancel,
     IM3D_OT_retry,
     IM3D_OT_resume,
+    IM3D_OT_resume_left,
     IM3D_OT_remove,
     IM3D_OT_arrive,
     IM3D_OT_free_memory,

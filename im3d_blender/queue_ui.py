@@ -36,12 +36,16 @@ class IM3D_PT_queue(bpy.types.Panel):
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
         known = session.current()
-        return known is not None and bool(shown_jobs(known))
+        return known is not None and bool(shown_jobs(known) or known.left)
 
     def draw(self, context: bpy.types.Context) -> None:
         known = session.current()
         if known is None:
             return
+        if known.left:
+            row = self.layout.row()
+            row.label(text=_("Unfinished: {}").format(len(known.left)), icon="PAUSE", translate=False)
+            row.operator("im3d.resume_left", icon="PLAY")
         position = 0
         for job in shown_jobs(known):
             if job.state == "running":

@@ -6,6 +6,7 @@ queue's own list and from the small tables below, never from the disk.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 import uuid
@@ -38,6 +39,7 @@ class Session:
         arriving: Ids of finished jobs whose object has not arrived yet.
         notes: Job id → a sentence about its arrival.
         batches: Tables under way.
+        left: Folders of jobs that an earlier session left unfinished, when the user wants them left.
         idle_since: When the last job ended, None once memory was freed.
     """
 
@@ -48,6 +50,7 @@ class Session:
         self.arriving: list[str] = []
         self.notes: dict[str, str] = {}
         self.batches: list[Any] = []
+        self.left: list[Path] = []
         self.idle_since: float | None = None
 
     def find(self, job_id: str) -> QueuedJob | None:
@@ -84,7 +87,12 @@ def ensure(context: bpy.types.Context) -> Session:
     """The session, made when there is none yet."""
     global _session
     if _session is None:
+        backend_state.refresh(context)
         _session = Session(make_queue(context))
+        if not bpy.app.background:  # a script has its own job in mind
+            _session.left = _session.queue.unfinished()
+            if get_preferences(context).on_close == "CONTINUE":
+                resume_left(context, _session)
     return _session
 
 
@@ -102,11 +110,7 @@ def make_queue(context: bpy.types.Context) -> JobQueue:
     host = preferences.remote_host.strip()
     command = remote_command(host) if host else backend_command(home, bpy.app.binary_path)
     backend = Backend(command, home / "logs" / "backend.log", child_environment(home))
-    queue = JobQueue(backend, jobs_folder(context), home / "stage_times.json", time.monotonic)
-    if preferences.on_close == "CONTINUE" and not bpy.app.background:
-        for folder in queue.unfinished():
-            queue.resume(folder)
-    return queue
+    return JobQueue(backend, jobs_folder(context), home / "stage_times.json", time.monotonic)
 
 
 def restart() -> None:
@@ -141,6 +145,15 @@ def resume(context: bpy.types.Context, job: QueuedJob) -> QueuedJob:
     session.note(resumed)
     redraw(context)
     return resumed
+
+
+def resume_left(context: bpy.types.Context, session: Session) -> None:
+    """Queues the jobs that an earlier session left unfinished; one whose folder is gone by now is forgotten."""
+    for folder in session.left:
+        with contextlib.suppress(OSError):
+            session.note(session.queue.resume(folder))
+    session.left = []
+    redraw(context)
 
 
 def wait_for(context: bpy.types.Context, ids: list[str], report: Any = None) -> None:
