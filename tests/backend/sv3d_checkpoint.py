@@ -6,12 +6,16 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from im3d.generators.base import Subject
+from im3d.generators.sv3d import Sv3dGenerator
 from im3d.generators.sv3d_network import Sv3dConfig, empty_networks
 from im3d.generators.sv3d_weights import CLIP, DECODER, ENCODER, UNET, unet_name, vae_name
+from im3d.images import FloatArray
 
 GOLDEN = Path(__file__).parents[1] / "data" / "sv3d_golden_keys.json.gz"
 SMALL = {
@@ -27,6 +31,42 @@ SMALL = {
 }
 SMALL_U = Sv3dConfig(vector_channels=256, **SMALL)  # type: ignore[arg-type]
 SMALL_P = Sv3dConfig(vector_channels=1280, **SMALL)  # type: ignore[arg-type]
+
+
+# Side of the views that the small networks draw.
+SIZE = 64
+
+
+def small_checkpoints(folder: Path) -> dict[str, Path]:
+    """A checkpoint of each model, by its name."""
+    configs = {"sv3d_u": SMALL_U, "sv3d_p": SMALL_P}
+    return {n: write_checkpoint(folder / f"{n}.safetensors", random_checkpoint(c)) for n, c in configs.items()}
+
+
+def small(checkpoints: dict[str, Path], name: str = "sv3d_p", **options: object) -> Sv3dGenerator:
+    """A generator on small random weights; whatever it draws counts as an object in the middle."""
+
+    def middle(rgb: FloatArray) -> FloatArray:
+        alpha = np.zeros(rgb.shape[:2], np.float32)
+        alpha[16:48, 16:48] = 1
+        return alpha
+
+    config = SMALL_P if name == "sv3d_p" else SMALL_U
+    defaults = {"views": 16, "size": SIZE, "steps": 3, "segment": middle, "elevation_deg": 10.0}
+    return Sv3dGenerator(
+        name,  # type: ignore[arg-type]
+        "cpu",
+        checkpoint=checkpoints[name],
+        config=config,
+        **{**defaults, **options},  # type: ignore[arg-type]
+    )
+
+
+def small_subject() -> Subject:
+    """An orange box in the middle of a transparent picture."""
+    rgba = np.zeros((SIZE, SIZE, 4), np.float32)
+    rgba[12:52, 20:44] = (0.8, 0.3, 0.1, 1)
+    return Subject(rgba)
 
 
 def golden_keys() -> dict[str, dict[str, list[int]]]:

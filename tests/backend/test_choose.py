@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_text_to_image import pretend_free
-from tiny_models import record
+from tiny_models import pretend_free, record
 
 from im3d.errors import InputError, ModelError
 from im3d.generators import mini

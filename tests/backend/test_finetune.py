@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sv3d_checkpoint import GOLDEN, SMALL_P, SMALL_U, random_checkpoint, write_checkpoint
+from sv3d_checkpoint import GOLDEN, SMALL_P, SMALL_U, small_checkpoints
 
 from im3d.cli import main
 from im3d.errors import InputError, ModelError
@@ -35,9 +35,7 @@ SMALL = FinetuneSettings(size=64, batch=2, steps=2, learning_rate=1e-3)
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sv3d")
-    configs = {"sv3d_u": SMALL_U, "sv3d_p": SMALL_P}
-    return {n: write_checkpoint(folder / f"{n}.safetensors", random_checkpoint(c)) for n, c in configs.items()}
+    return small_checkpoints(tmp_path_factory.mktemp("sv3d"))
 
 
 def small(checkpoints: dict[str, Path], name: str = "sv3d_u", settings: FinetuneSettings = SMALL) -> Finetuner:
@@ -118,7 +116,7 @@ class TestLoss:
 
         trainer.unet.forward = watched  # type: ignore[method-assign]
         with torch.no_grad():
-            for seed in range(24):
+            for seed in range(16):
                 trainer.loss(one_video(), 10.0, torch.Generator().manual_seed(seed))
         assert len(set(seen)) == 4
 
@@ -147,7 +145,7 @@ class TestRuns:
             torch.testing.assert_close(parameter, again.trained[name], rtol=0, atol=0)
 
     def test_what_it_leaves_draws(self, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-        trainer = small(checkpoints)
+        trainer = small(checkpoints, settings=FinetuneSettings(size=64, batch=1, steps=1, learning_rate=1e-2))
         finetune(trainer, orbits(), tmp_path, time.monotonic(), lambda *_: None)
         written = load_file(tmp_path / WEIGHTS)
         assert all(key.startswith(UNET) for key in written)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,10 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, UNetSpatioTemporalConditionModel
 from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from sv3d_checkpoint import SMALL_P, SMALL_U, random_checkpoint, write_checkpoint
-from test_text_to_image import pretend_free
+from sv3d_checkpoint import SIZE, SMALL_P, small, small_checkpoints, small_subject
 from torch import Tensor
 
-from im3d.errors import CancelledError, InputError, ModelError, OutOfMemoryError
+from im3d.errors import CancelledError, InputError, ModelError
 from im3d.generators.base import Generator, Subject
 from im3d.generators.sampling import dpm_solver_2m, karras_sigmas
 from im3d.generators.sv3d import (
@@ -28,7 +26,7 @@ from im3d.generators.sv3d import (
     in_model_order,
     in_orbit_order,
 )
-from im3d.generators.sv3d_memory import CPU_MODE, MODES, MemoryMode, choose_mode, fitting_mode
+from im3d.generators.sv3d_memory import CPU_MODE, MODES
 from im3d.generators.sv3d_network import (
     LATENT_SCALE,
     SV3D_P,
@@ -42,40 +40,15 @@ from im3d.images import FloatArray, OrbitViews, over
 from im3d.orbit import Orbit
 from im3d.progress import silent
 
-SIZE = 64
-
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sv3d")
-    configs = {"sv3d_u": SMALL_U, "sv3d_p": SMALL_P}
-    return {n: write_checkpoint(folder / f"{n}.safetensors", random_checkpoint(c)) for n, c in configs.items()}
-
-
-def small(checkpoints: dict[str, Path], name: str = "sv3d_p", **options: object) -> Sv3dGenerator:
-    """A generator on small random weights; whatever it draws counts as an object in the middle."""
-
-    def middle(rgb: FloatArray) -> FloatArray:
-        alpha = np.zeros(rgb.shape[:2], np.float32)
-        alpha[16:48, 16:48] = 1
-        return alpha
-
-    config = SMALL_P if name == "sv3d_p" else SMALL_U
-    defaults = {"views": 16, "size": SIZE, "steps": 3, "segment": middle, "elevation_deg": 10.0}
-    return Sv3dGenerator(
-        name,  # type: ignore[arg-type]
-        "cpu",
-        checkpoint=checkpoints[name],
-        config=config,
-        **{**defaults, **options},  # type: ignore[arg-type]
-    )
+    return small_checkpoints(tmp_path_factory.mktemp("sv3d"))
 
 
 @pytest.fixture
 def subject() -> Subject:
-    rgba = np.zeros((SIZE, SIZE, 4), np.float32)
-    rgba[12:52, 20:44] = (0.8, 0.3, 0.1, 1)
-    return Subject(rgba)
+    return small_subject()
 
 
 class TestCameras:
@@ -423,113 +396,3 @@ class TestSmallWeights:
         generator.release()
         assert generator._networks is None
         np.testing.assert_array_equal(generator.generate(subject, 0, silent).rgba, before.rgba)
-
-
-def spy(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, note: Callable[[Tensor], None]) -> None:
-    """Notes the first argument of each call of a method."""
-    method = getattr(owner, name)
-
-    def noted(first: Tensor, *others: object) -> object:
-        note(first)
-        return method(first, *others)
-
-    monkeypatch.setattr(owner, name, noted)
-
-
-class TestMemory:
-    @pytest.mark.parametrize(("free", "name"), [(80, "24"), (22, "24"), (18, "12"), (11, "12"), (7.5, "8")])
-    def test_the_largest_mode_that_fits_is_chosen(self, free: float, name: str) -> None:
-        assert fitting_mode(free).name == name
-
-    def test_too_little_is_explained(self) -> None:
-        with pytest.raises(OutOfMemoryError, match=r"4\.0 GB are free") as caught:
-            fitting_mode(4.0)
-        assert caught.value.exit_status == 4
-
-    def test_modes_shrink(self) -> None:
-        needs = [mode.needs_gb for mode in MODES]
-        assert needs == sorted(needs, reverse=True)
-        assert all(mode.needs_gb < float(mode.name) for mode in MODES)
-
-    @pytest.mark.parametrize(("free", "name"), [(23.0, "24"), (11.0, "12"), (7.0, "8")])
-    def test_auto_goes_by_the_free_memory_of_the_device(
-        self, free: float, name: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        pretend_free(monkeypatch, free)
-        assert choose_mode("auto", torch.device("cuda")).name == name
-        assert choose_mode("12", torch.device("cuda")).name == "12"
-
-    def test_memory_that_torch_holds_and_does_not_use_is_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pretend_free(monkeypatch, 5.0)
-        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * 2**30)
-        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
-        assert choose_mode("auto", torch.device("cuda")).name == "8"
-
-    @pytest.mark.parametrize("mode", MODES)
-    def test_a_mode_does_what_it_says(
-        self, mode: MemoryMode, checkpoints: dict[str, Path], subject: Subject, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        generator = small(checkpoints, views=6, steps=1)
-        generator._mode = mode
-        networks = generator._loaded()
-        chunked = {m._chunk_size for m in networks.unet.modules() if hasattr(m, "_chunk_size")}
-        assert chunked == ({1} if mode.chunked_feed_forward else {None})
-
-        sizes: dict[str, set[int]] = {"batch": set(), "decode": set(), "encode": set()}
-        spy(monkeypatch, networks.unet, "forward", lambda x: sizes["batch"].add(len(x)))
-        spy(monkeypatch, networks.vae, "decode", lambda x: sizes["decode"].add(len(x)))
-        spy(monkeypatch, networks.vae, "encode", lambda x: sizes["encode"].add(len(x)))
-        moves: list[tuple[str, str]] = []
-        for name, network in vars(networks).items():
-            monkeypatch.setattr(network, "to", lambda where, name=name: moves.append((name, str(where))))
-        generator._device = torch.device("cpu:0")  # so that going there and back can be told apart
-        generator.refine(subject, generator.generate(subject, 0, silent), 0.4, 1, 0, silent)
-
-        assert sizes["batch"] == ({2} if mode.batched_guidance else {1})
-        assert max(sizes["decode"]) == max(sizes["encode"]) == mode.chunk
-        assert {name for name, _ in moves} == {"unet", "vae", "image_encoder"}
-        on_device: set[str] = set()
-        most = 0
-        for name, where in moves:
-            on_device = on_device | {name} if where == "cpu:0" else on_device - {name}
-            most = max(most, len(on_device))
-        assert most == (1 if mode.offload else 3)
-        assert on_device == (set() if mode.offload else {"unet", "vae", "image_encoder"})
-
-    def test_a_cpu_has_its_own(self) -> None:
-        assert choose_mode("24", torch.device("cpu")) is CPU_MODE
-
-    @pytest.mark.parametrize(
-        ("mode", "advice"), [(MODES[0], "sv3d.memory=12"), (MODES[1], "sv3d.memory=8"), (MODES[2], "--generator mini")]
-    )
-    @pytest.mark.parametrize(
-        "error",
-        [
-            torch.OutOfMemoryError("CUDA out of memory"),
-            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        ],
-    )
-    def test_an_exhausted_device_names_the_next_smaller_mode(
-        self, checkpoints: dict[str, Path], subject: Subject, mode: object, advice: str, error: RuntimeError
-    ) -> None:
-        generator = small(checkpoints)
-        generator._mode = mode  # type: ignore[assignment]
-
-        def exhausted(*_: object) -> None:
-            raise error
-
-        generator.encode = generator.decode = exhausted  # type: ignore[method-assign, assignment]
-        with pytest.raises(OutOfMemoryError, match=f"in the {mode.name} GB mode") as caught:  # type: ignore[attr-defined]
-            generator.generate(subject, 0, silent)
-        assert advice in caught.value.hint
-
-    def test_other_failures_stay_what_they_are(self, checkpoints: dict[str, Path], subject: Subject) -> None:
-        generator = small(checkpoints)
-
-        def broken(*_: object) -> None:
-            raise RuntimeError("shapes do not match")
-
-        generator.decode = broken  # type: ignore[method-assign, assignment]
-        with pytest.raises(RuntimeError, match="shapes") as caught:
-            generator.generate(subject, 0, silent)
-        assert not isinstance(caught.value, OutOfMemoryError)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import record, tiny_flux2, tiny_sdxl, tiny_z_image
+from tiny_models import pretend_free, record, tiny_flux2, tiny_sdxl, tiny_z_image
 
 from im3d import text_to_image
 from im3d.errors import CancelledError, InputError, ModelError, OutOfMemoryError
@@ -235,13 +235,6 @@ class TestMemory:
             "compressed": [*compressed, "offloaded", "tiled"],
         }
         assert sorted(done) == sorted(expected[mode])
-
-
-def pretend_free(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
-    """A GPU with so much free memory."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gigabytes * 2**30), 24 * 2**30))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
 
 
 class TestChoice:

@@ -1,4 +1,4 @@
-"""Models of random numbers, small enough for a second on one core, in the layout of the published ones."""
+"""Models of random numbers, small enough for a second on one core, in the layout of the published ones; and a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 import transformers
 from tokenizers import pre_tokenizers
@@ -120,6 +121,13 @@ def copying_mini(folder: Path, size: int = 32) -> None:
         for channel in range(4 * pixels):
             model.shortcut.weight[channel, 4 * pixels + channel] = 1 / model.config["sigma_data"]
     model.save_pretrained(folder)
+
+
+def pretend_free(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
+    """A GPU with so much free memory."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gigabytes * 2**30), 24 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
 
 
 def _vae(latents: int = 4) -> Any:
