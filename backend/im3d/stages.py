@@ -37,7 +37,7 @@ from im3d.splats.gaussians import Gaussians
 from im3d.splats.perceptual import load_perceptual
 from im3d.splats.ply import load_ply, save_ply
 from im3d.splats.render import best_rasterizer, render
-from im3d.splats.score import photometric_score
+from im3d.splats.score import photometric_score, refined_elevation
 from im3d.storage import make_folder, write_json
 from im3d.text_to_image import choose_image_model, draw_picture, motion_warning
 from im3d.turntable import write_turntable
@@ -203,7 +203,15 @@ class Stages:
             self.warn(*brought.warnings)
         elif self.request.elevation_deg is not None:
             views = OrbitViews(views.rgba, dataclasses.replace(views.orbit, elevation_deg=self.request.elevation_deg))
-        estimate = estimate_orbit(views, radius_known, direction_known, photometric_score)
+        try:
+            estimate = estimate_orbit(views, radius_known, direction_known, photometric_score)
+        except InputError as error:
+            if self.request.views is not None:
+                raise
+            raise InputError(
+                f"The views that {self.generator.name} drew do not show one object.",
+                "Try another --seed, or a picture that shows the object more clearly.",
+            ) from error
         method, confidence = self._elevation_source(views, estimate)
         self.notes.update(
             network_calls=self.generator.network_calls,
@@ -217,7 +225,15 @@ class Stages:
                 f"The elevation of the views, {estimate.orbit.elevation_deg:g}°, is a guess: the object looks much the "
                 "same from others. If the result leans or bulges, give --elevation."
             )
-        write_views(self.job.folder / "views", OrbitViews(views.rgba, estimate.orbit))
+        found = OrbitViews(views.rgba, estimate.orbit)
+        if (
+            self.request.views is not None
+            and views.orbit.elevation_deg is None
+            and (confidence or 0.0) >= LOW_CONFIDENCE
+        ):
+            elevation = round(refined_elevation(found, progress=progress), 2)
+            found = OrbitViews(views.rgba, dataclasses.replace(estimate.orbit, elevation_deg=elevation))
+        write_views(self.job.folder / "views", found)
 
     def fit(self, until: int, progress: Progress) -> None:
         """Fits the splats up to an iteration (paper 3.3)."""

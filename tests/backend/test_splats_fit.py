@@ -16,6 +16,7 @@ from im3d.images import OrbitViews, over
 from im3d.orbit import Orbit
 from im3d.progress import silent
 from im3d.settings import FitSettings
+from im3d.splats import score
 from im3d.splats.fit import SplatFit, initial_gaussians
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.render import blending_weights, render
@@ -205,3 +206,14 @@ def test_short_fits_prefer_the_true_elevation() -> None:
         )
 
     assert score(15.0) > max(score(5.0), score(25.0))
+
+
+def test_the_elevation_is_fitted_with_the_splats(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(score.TILT_FIT, size=128, iterations=260, points=2000, max_gaussians=4000)
+    monkeypatch.setattr(score, "TILT_FIT", small)
+    pictures = analytic.orbit_views(128)
+    true = pictures.orbit.elevation_deg
+    assert true is not None
+    for wrong in (-1.0, 0.8):
+        orbit = dataclasses.replace(pictures.orbit, elevation_deg=true + wrong)
+        assert abs(score.refined_elevation(OrbitViews(pictures.rgba, orbit)) - true) < abs(wrong) - 0.25

@@ -75,6 +75,27 @@ def test_the_fused_projection_equals_the_plain_one() -> None:
         assert (a - b).norm() / a.norm() < 1e-5, name
 
 
+def test_a_tilt_raises_the_camera_and_has_the_gradient_of_doing_so() -> None:
+    gaussians = random_gaussians(300, 0.2, seed=1).detach()
+    low, high = (Orbit.uniform(16, e, 40.0, 2.0).cameras(128) for e in (20.0, 23.0))
+    raised = project_fused(gaussians, low, 5, torch.tensor(math.radians(3.0)))
+    plain = project(gaussians, high, 5)
+    torch.testing.assert_close(raised.means2d, plain.means2d, rtol=0, atol=1e-4)
+    torch.testing.assert_close(raised.conics, plain.conics, rtol=1e-4, atol=1e-6)
+
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.randn(300, 2, generator=generator).double(), 50 * torch.randn(300, 3, generator=generator).double()
+
+    def loss(tilt: Tensor) -> Tensor:
+        p = project_fused(gaussians, low, 5, tilt)
+        return (p.means2d.double() * weights[0]).sum() + (p.conics.double() * weights[1]).sum()
+
+    tilt = torch.tensor(0.01, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(tilt), tilt)
+    numeric = (loss(torch.tensor(0.012)) - loss(torch.tensor(0.008))) / 0.004
+    assert float(gradient) == pytest.approx(float(numeric), rel=1e-3)
+
+
 def test_splats_at_one_depth_keep_their_order() -> None:
     gaussians = random_gaussians(3000, 0.05, seed=9).detach()
     projected = project(gaussians, cameras(64))

@@ -89,6 +89,7 @@ class SplatFit:
         self.policy = densify.DensifyPolicy(max_gaussians=settings.max_gaussians)
         self.iteration = 0
         self.last_losses: dict[str, float] = {}
+        self.tilt: torch.nn.Parameter | None = None
         self.retarget(views)
         self._start_from(initial_gaussians(views, settings, seed))
 
@@ -121,6 +122,19 @@ class SplatFit:
             if self.iteration % 10 == 0 or self.iteration == end:
                 preview = self._preview() if self.iteration % PREVIEW_EVERY == 0 else None
                 progress(self.iteration - start, end - start, preview)
+
+    def learn_tilt(self, rate: float) -> None:
+        """From now on the cameras' elevation is fitted too, on the CPU rasteriser.
+
+        Args:
+            rate: Learning rate in radians; `tilt` then holds how far the cameras are raised.
+        """
+        self.tilt = torch.nn.Parameter(torch.zeros(()))
+        self._tilt_optimizer = torch.optim.Adam([self.tilt], lr=rate)
+
+    def set_tilt_rate(self, rate: float) -> None:
+        """Changes the learning rate of the elevation."""
+        self._tilt_optimizer.param_groups[0]["lr"] = rate
 
     @property
     def perceptual_name(self) -> str:
@@ -178,7 +192,7 @@ class SplatFit:
         rate = FINAL_MEANS_RATE ** (self.iteration / self.settings.iterations)
         self.optimizers["means"].param_groups[0]["lr"] = LEARNING_RATES["means"] * rate
 
-        rendered = render(self._activated(), self.cameras[rows], self.rasterizer)
+        rendered = render(self._activated(), self.cameras[rows], self.rasterizer, tilt=self.tilt)
         loss = self._loss(rendered.over(BACKGROUNDS[background]), rendered.alpha, torch.tensor(rows), background)
         loss.backward()
         with torch.no_grad():
@@ -187,6 +201,9 @@ class SplatFit:
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.tilt is not None:
+            self._tilt_optimizer.step()
+            self._tilt_optimizer.zero_grad(set_to_none=True)
         if self._densifies():
             seed = int(np.random.default_rng([self.seed, self.iteration, 2]).integers(2**62))
             self.statistics = densify.refine(self.parameters, self.optimizers, self.statistics, self.policy, seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit, prange
+from numpy.typing import NDArray
 from torch import Tensor
 
 from im3d.orbit import Cameras
@@ -19,25 +20,39 @@ from im3d.splats.project import EPS_2D, MIN_ALPHA, NEAR, Projected
 F = np.float32
 
 
-def project_fused(gaussians: Gaussians, cameras: Cameras, index: int = 0) -> Projected:
+def project_fused(gaussians: Gaussians, cameras: Cameras, index: int = 0, tilt: Tensor | None = None) -> Projected:
     """Equal to `project(gaussians, cameras, index)` for float32 tensors on the CPU.
 
-    Gradients flow to means, quats and scales; none through the depths, which order the splats and nothing else here.
+    Gradients flow to means, quats, scales and the tilt; none through the depths, which only order the splats here.
+
+    Args:
+        gaussians: On the CPU.
+        cameras: Which look at the origin.
+        index: Of the camera.
+        tilt: () radians by which the camera is raised above where it is said to be, still looking at the origin.
     """
     means2d, conics, depths, extents, visible = _Project.apply(
-        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, cameras, index
-    )
+        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities,
+        torch.zeros(()) if tilt is None else tilt, cameras, index,
+    )  # fmt: skip
     return Projected(means2d, conics, depths, extents, visible, gaussians.opacities)
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, cameras: Cameras, index: int
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        tilt: Tensor,
+        cameras: Cameras,
+        index: int,
     ) -> tuple[Tensor, ...]:
         n = len(means)
         shape = [t.detach().contiguous().numpy() for t in (means, quats, scales)]
-        view = (np.ascontiguousarray(cameras.viewmats[index], np.float32), F(cameras.focal), F(cameras.size))
+        view = (_raised(cameras.viewmats[index], float(tilt)), F(cameras.focal), F(cameras.size))
         means2d, conics, depths = torch.empty(n, 2), torch.empty(n, 3), torch.empty(n)
         extents, visible = torch.empty(n, 2), torch.empty(n, dtype=torch.bool)
         _forward(
@@ -52,11 +67,21 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, g_means2d: Tensor, g_conics: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         shape, view, conics = ctx.saved
         gradients = [torch.empty(a.shape) for a in shape]
+        g_tilt = torch.empty(len(shape[0]))
         _backward(
             *shape, *view, conics, g_means2d.contiguous().numpy(), g_conics.contiguous().numpy(),
-            *(g.numpy() for g in gradients),
+            *(g.numpy() for g in gradients), g_tilt.numpy(),
         )  # fmt: skip
-        return *gradients, None, None, None
+        return *gradients, None, g_tilt.sum(), None, None
+
+
+def _raised(viewmat: NDArray[np.float32], tilt: float) -> NDArray[np.float32]:
+    """The view matrix of the camera raised by `tilt` radians: the scene turns about the camera's x axis."""
+    cos, sin = math.cos(tilt), math.sin(tilt)
+    turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    raised = viewmat.astype(np.float64)
+    raised[:3, :3] = turn @ raised[:3, :3]
+    return np.ascontiguousarray(raised, np.float32)
 
 
 @njit(error_model="numpy")
@@ -136,7 +161,7 @@ def _forward(means, quats, scales, opacities, V, f, size, means2d, conics, depth
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _backward(means, quats, scales, V, f, size, conics, g_means2d, g_conics, g_means, g_quats, g_scales):  # type: ignore[no-untyped-def]
+def _backward(means, quats, scales, V, f, size, conics, g_means2d, g_conics, g_means, g_quats, g_scales, g_tilt):  # type: ignore[no-untyped-def]
     limit = F(1.3) * F(0.5) * size / f
     two = F(2)
     for i in prange(len(means)):
@@ -195,6 +220,14 @@ def _backward(means, quats, scales, V, f, size, conics, g_means2d, g_conics, g_m
         g2 = gz if p2 >= F(NEAR) else F(0)
         for k in range(3):
             g_means[i, k] = V[0, k] * g0 + V[1, k] * g1 + V[2, k] * g2
+        # Raising the camera turns the scene before it: z grows by what y loses, in the centre and in the axes alike.
+        turned = g2 * (p1 - V[1, 3]) - g1 * (p2 - V[2, 3])
+        j_x, j_y, j_f = -x * per_z2, -y * per_z2, f / z
+        for k in range(3):
+            m = m0 if k == 0 else m1 if k == 1 else m2
+            n = n0 if k == 0 else n1 if k == 1 else n2
+            turned += m * j_x * V[1, k] + n * (j_y * V[1, k] - j_f * V[2, k])
+        g_tilt[i] = turned
 
 
 @njit(error_model="numpy")

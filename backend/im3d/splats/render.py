@@ -66,7 +66,13 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
     return "cuda"
 
 
-def render(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer, colors: Tensor | None = None) -> Rendered:
+def render(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    rasterizer: Rasterizer,
+    colors: Tensor | None = None,
+    tilt: Tensor | None = None,
+) -> Rendered:
     """Draws the Gaussians from C cameras, differentiably. Never substitutes another rasteriser.
 
     Args:
@@ -74,7 +80,10 @@ def render(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer, color
         cameras: C cameras.
         rasterizer: "cuda" or "cpu".
         colors: (N, 3) drawn instead of the Gaussians' own colours.
+        tilt: () radians by which all cameras are raised; differentiable, and for "cpu" alone.
     """
+    if tilt is not None and rasterizer != "cpu":
+        raise ValueError("only the CPU rasteriser raises cameras")
     colors = gaussians.colors if colors is None else colors
     if rasterizer == "cuda":
         rgb, transmittance, means2d, visible = rasterize_cuda.rasterize(gaussians, cameras, colors)
@@ -85,7 +94,7 @@ def render(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer, color
 
     images, transmittances, projections = [], [], []
     for index in range(len(cameras)):
-        projected = project_fused(gaussians, cameras, index)
+        projected = project_fused(gaussians, cameras, index, tilt)
         if projected.means2d.requires_grad:
             projected.means2d.retain_grad()
         image, through = rasterize_cpu.rasterize(projected, colors, cameras.size)

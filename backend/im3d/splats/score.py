@@ -5,14 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import torch
 
 from im3d.errors import InputError
 from im3d.images import OrbitViews
+from im3d.progress import Progress, silent
 from im3d.settings import FitSettings
 from im3d.splats.fit import SplatFit
 from im3d.splats.losses import mask_loss, rgb_loss
 from im3d.splats.render import render
+
+# At 256 pixels a quarter of a degree shifts near parts against far ones by a quarter of a pixel, which can be told; at
+# 128 the error is twice as large.
+TILT_FIT = FitSettings(
+    iterations=400, size=256, points=5000, max_gaussians=10000, lpips=0.0, ms_ssim=0.0, rgb=2.0, views_per_iteration=2
+)
+# Steps before the elevation is let go, and the rates at which it moves, in radians a step.
+TILT_WARM_UP, TILT_RATES = 120, (1e-3, 3e-4, 1e-4)
+# The masks are never further off; what wanders off further does not know.
+LARGEST_TILT_DEG = 3.0
 
 # Small enough for two or three seconds on one core, large enough to tell elevations 5° apart.
 SCORE_FIT = FitSettings(
@@ -45,3 +57,35 @@ def photometric_score(views: OrbitViews, iterations: int = SCORE_FIT.iterations,
         rendered = render(fit.gaussians(), fit.cameras, "cpu")
         white = rendered.over(1.0).permute(0, 3, 1, 2)
         return -float(rgb_loss(white, fit.targets.images[1]) + mask_loss(rendered.alpha, fit.targets.alpha))
+
+
+def refined_elevation(views: OrbitViews, seed: int = 0, progress: Progress = silent) -> float:
+    """The elevation in degrees that explains the pictures best, near the one that the orbit claims.
+
+    Masks on a coarse grid tell it to half a degree, which costs two decibels on objects with fine outlines. Here the
+    elevation is fitted together with the splats. On the CPU, deterministic.
+
+    Args:
+        views: With an elevation.
+        seed: Of the fit.
+        progress: Called a few times a second.
+
+    Returns:
+        The fitted elevation; the given one where the fit wanders off.
+    """
+    given = views.orbit.elevation_deg
+    assert given is not None
+    try:
+        fit = SplatFit(views, TILT_FIT, seed, torch.device("cpu"), "cpu", None)
+    except InputError:
+        return given
+    fit.run(TILT_WARM_UP)
+    legs = np.linspace(TILT_WARM_UP, TILT_FIT.iterations, len(TILT_RATES) + 1).astype(int)
+    fit.learn_tilt(TILT_RATES[0])
+    assert fit.tilt is not None
+    for rate, until in zip(TILT_RATES, legs[1:], strict=True):
+        fit.set_tilt_rate(rate)
+        fit.run(int(until))
+        progress(int(until), TILT_FIT.iterations)
+    change = math.degrees(float(fit.tilt.detach()))
+    return given + change if abs(change) <= LARGEST_TILT_DEG else given
