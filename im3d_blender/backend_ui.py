@@ -93,6 +93,15 @@ def _draw_model(layout: bpy.types.UILayout, model: ModelFacts) -> None:
         button.operator("im3d.download_model", text=model.size, icon="IMPORT", translate=False).model = model.name
 
 
+def draw_prompt_needs(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """A prompt becomes a picture first, by a model of its own."""
+    models = [model for model in backend_state.state.models if model.purpose == "image"]
+    if models and not any(model.installed for model in models):
+        wrapped(layout, context, _("A prompt needs a model that draws pictures."), "INFO")
+        operator = layout.operator("im3d.download_model", text=_("Download {}").format(models[0].size), icon="IMPORT")
+        operator.model = models[0].name
+
+
 def draw_generator_needs(layout: bpy.types.UILayout, context: bpy.types.Context, generator: str) -> None:
     """What the chosen generator still needs, and the conditions that come with it."""
     model = backend_state.model(generator)

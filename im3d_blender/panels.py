@@ -5,7 +5,8 @@ from __future__ import annotations
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
-from .backend_ui import draw_backend, draw_generator_needs, not_ready
+from .backend_ui import draw_backend, draw_generator_needs, draw_prompt_needs, not_ready
+from .preferences import get_preferences
 from .properties import IM3D_PG_scene
 from .wrapping import PLAIN_MARGIN, wrapped
 
@@ -32,6 +33,8 @@ class IM3D_PT_main(bpy.types.Panel):
         if settings.source != "VIEWS":
             column.prop(settings, "generator")
             draw_generator_needs(column, context, settings.generator)
+        if settings.source == "PROMPT" and not get_preferences(context).remote_host:
+            draw_prompt_needs(column, context)
         column.prop(settings, "preset")
         row = column.row(align=True)
         row.prop(settings, "seed")
