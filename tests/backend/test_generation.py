@@ -365,6 +365,21 @@ class TestRefusals:
         with pytest.raises(InputError, match="yours are given"):
             run(new_job(tmp_path / "job", "mini", views=str(tmp_path)))
 
+    def test_views_that_show_no_common_object(
+        self, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rgba = np.zeros((6, 64, 64, 4), np.float32)
+        for k, view in enumerate(rgba):
+            view[2 + 10 * k : 10 + 10 * k, (0 if k % 2 else 54) : (10 if k % 2 else 64)] = 1
+        monkeypatch.setattr(sv3d.Sv3dGenerator, "generate", lambda *_: OrbitViews(rgba, Orbit.uniform(6)))
+        with pytest.raises(InputError, match="sv3d_p drew do not show one object") as caught:
+            run(new_job(tmp_path / "job", "sv3d_p", (*SMALL, *SV3D), image=str(picture)))
+        assert "--seed" in caught.value.hint
+
+    def test_a_mask_without_a_picture(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="A mask belongs to a picture"):
+            Request("pot", prompt="a pot", mask=str(tmp_path / "mask.png"))
+
     def test_a_missing_generator_names_its_command(self, tmp_path: Path, picture: Path) -> None:
         with pytest.raises(ModelError, match=r"im3d models download sv3d_u \(9\.4 GB\)"):
             run(new_job(tmp_path / "job", "sv3d_u", image=str(picture)))
