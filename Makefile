@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 EXAMPLE ?= examples/playhouse
 OUT ?= out
 
-.PHONY: demo test test-blender lint zip setup clean
+.PHONY: demo test test-blender lint zip repository setup clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,10 @@ test-blender: $(STAMP) zip
 
 zip: $(STAMP)
 	$(BIN)/python tools/build_zip.py
+
+# A folder for any web server, from which Blender installs the extension and finds its updates.
+repository: $(STAMP)
+	$(BIN)/python tools/build_repository.py
 
 clean:
 	rm -rf $(OUT) dist build
