@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LOG_BYTES = 16_000
 LOG_LINES = 60
 _PATH = re.compile(r"""(?:[A-Za-z]:\\|\\\\|/)(?:[^\s"'<>|:*?]+[/\\])+(?P<last>[^\s"'<>|:*?/\\]*)""")
+# In quotes a path may hold spaces.
+_QUOTED = re.compile(r"""(?P<quote>["'])(?:[A-Za-z]:\\|\\\\|/)[^"'\n]*?(?P<last>[^"'\n/\\]*)(?P=quote)""")
 _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+")
 _SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)[A-Za-z0-9]{8,}")
 
@@ -35,7 +37,8 @@ def collect(context: bpy.types.Context, known: Session | None, job: QueuedJob | 
     if known is not None:
         hello = known.queue.backend.hello or {}
         lines.append(f"backend {hello.get('version', 'not started')} on {hello.get('device', 'unknown device')}")
-        secrets += [text for j in known.queue.jobs for text in (j.request.get("prompt"), j.request.get("name")) if text]
+        private = ("prompt", "name", "image", "views", "mask")
+        secrets += [str(j.request[key]) for j in known.queue.jobs for key in private if j.request.get(key)]
     if job is not None:
         asked = job.request
         source = next((key for key in ("views", "image", "prompt") if asked.get(key)), "nothing")
@@ -51,9 +54,10 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
     """The text without paths (a program's name stays), names of user and machine, addresses, keys and `secrets`."""
     for secret in sorted(set(secrets), key=len, reverse=True):
         if len(secret) > 2:
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[prompt]", text, flags=re.IGNORECASE)
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[private]", text, flags=re.IGNORECASE)
     text = _ADDRESS.sub("[address]", _SECRET.sub("[key]", text))
-    text = _PATH.sub(lambda match: f"[path]/{match['last']}" if match["last"].endswith(".py") else "[path]", text)
+    for pattern in (_QUOTED, _PATH):
+        text = pattern.sub(lambda match: f"[path]/{match['last']}" if match["last"].endswith(".py") else "[path]", text)
     for name in {Path.home().name, _user(), platform.node(), os.environ.get("USERDOMAIN", "")}:
         if len(name) > 2 and name.lower() not in ("root", "blender"):
             text = re.sub(rf"\b{re.escape(name)}\b", "[name]", text, flags=re.IGNORECASE)

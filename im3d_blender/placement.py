@@ -57,6 +57,8 @@ def read_placement(folder: Path) -> Placement | None:
     """The placement of a job, None when it was not asked for from Blender."""
     try:
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            return None
         known = {f.name: data[f.name] for f in dataclasses.fields(Placement) if f.name in data}
         x, y, z = (float(v) for v in known.get("location", (0, 0, 0)))
         return Placement(**{**known, "location": (x, y, z)})
