@@ -43,9 +43,5 @@ zip: $(STAMP)
 repository: $(STAMP)
 	$(BIN)/python tools/build_repository.py
 
-# A static extension repository with a drag-install page.
-repository: $(STAMP)
-	$(BIN)/python tools/build_repository.py
-
 clean:
 	rm -rf $(OUT) dist build
