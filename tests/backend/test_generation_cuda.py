@@ -1,0 +1,80 @@
+"""Drawing on an NVIDIA GPU: SV3D's and the image models' memory modes, on small random weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sv3d_checkpoint import small, small_checkpoints, small_subject
+from test_text_to_image import MAKERS, SMALL
+from tiny_models import record
+
+from im3d.generators.sv3d_memory import MODES
+from im3d.images import FloatArray
+from im3d.models import find_model
+from im3d.progress import silent
+from im3d.settings import ImageSettings
+from im3d.text_to_image import draw_picture
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def test_every_mode_of_sv3d_draws_the_same_and_keeps_the_networks_where_it_says(tmp_path: Path) -> None:
+    checkpoints = small_checkpoints(tmp_path)
+    drawn: list[FloatArray] = []
+    for mode in MODES:
+        generator = small(checkpoints, views=6)
+        generator._device, generator._mode = torch.device("cuda"), mode
+        views = generator.generate(small_subject(), 0, silent)
+        drawn.append(generator.refine(small_subject(), views, 0.4, 2, 0, silent).rgba)
+        places = {p.device.type for network in vars(generator._loaded()).values() for p in network.parameters()}
+        assert places == ({"cpu"} if mode.offload else {"cuda"})
+    for views_of_mode in drawn:
+        assert np.isfinite(views_of_mode).all()
+        # Half precision sums in another order from mode to mode.
+        assert np.abs(views_of_mode - drawn[0]).mean() < 0.02
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("memory", ["auto", "whole", "offload", "compressed"])
+def test_every_mode_of_the_image_models_draws(
+    name: str, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IM3D_HOME", str(tmp_path))
+    MAKERS[name](find_model(name).folder)
+    record(name)
+    settings = ImageSettings(size=SMALL.size, steps=SMALL.steps, memory=memory)  # type: ignore[arg-type]
+    picture = draw_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
+    assert picture.shape == (64, 64, 4)
+    assert picture[..., :3].std() > 0.01
+
+
+def test_the_benchmark_runs_under_its_cap(tmp_path: Path) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "gpu" / "bench_sv3d.py"
+    out = tmp_path / "rows.jsonl"
+    command = [
+        sys.executable,
+        str(tool),
+        "--tiny",
+        "--modes",
+        "8",
+        "--sizes",
+        "4x64",
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+    ]
+    subprocess.run(command, check=True, timeout=200)
+    row = json.loads(out.read_text())
+    assert row["error"] is None
+    assert row["cap_gb"] <= 7.5
+    assert all(part["reserved_gb"] <= 7.5 for part in row["parts"].values() if "reserved_gb" in part)
