@@ -44,10 +44,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     color = np.full((64, 64, 3), 0.6, np.float32)
     flat = np.tile(np.array([0.5, 0.5, 1.0], np.float32), (64, 64, 1))
     textured = TexturedMesh(atlas, normals, vertex_tangents(atlas, normals), color, flat, 0.0)
-    write_glb(folder / "mesh.glb", textured, "Kiste grün", 0.25)
+    matrix = write_glb(folder / "mesh.glb", textured, "Kiste grün", 0.25)
     result = {
         "status": "done", "name": "Kiste grün", "prompt": "a green box", "mesh": "mesh.glb", "preview": "preview.png",
         "generator": "files", "seed": 7, "height_m": 0.25, "mesh_stats": {"faces": 12},
+        "orbit_from_glb": matrix.tolist(),
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return folder
