@@ -23,7 +23,7 @@ from typing import Any
 from im3d.errors import Im3dError, InputError
 from im3d.images import SUFFIXES
 from im3d.jobs import Request
-from im3d.settings import parse_overrides
+from im3d.settings import GENERATORS, parse_overrides
 from im3d.storage import write_bytes
 
 SOURCES = ("prompt", "image", "views")
@@ -135,7 +135,8 @@ def _csv_lines(path: Path) -> list[dict[str | None, Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a table in UTF-8.", "Save it as CSV with the encoding UTF-8.") from error
     head = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=";" if head.count(";") > head.count(",") else ",")
+    delimiter = ";" if head.count(";") > head.count(",") else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     names = [(name or "").strip().lower() for name in reader.fieldnames or []]
     unknown = [name for name in names if name not in COLUMNS]
     if unknown:
@@ -143,7 +144,11 @@ def _csv_lines(path: Path) -> list[dict[str | None, Any]]:
     if not set(names) & set(SOURCES):
         raise InputError(f"{path.name} has no column that says what to make.", f"Add one of: {', '.join(SOURCES)}.")
     reader.fieldnames = names
-    return [line for line in reader if any((value or "").strip() for name, value in line.items() if name)]
+    lines = [line for line in reader if any((value or "").strip() for name, value in line.items() if name)]
+    if delimiter == ";":
+        for line in lines:
+            line["height"] = (line.get("height") or "").replace(",", ".")
+    return lines
 
 
 def _row(number: int, line: dict[str | None, Any], folder: Path, defaults: Defaults) -> Row:
@@ -164,6 +169,9 @@ def _row(number: int, line: dict[str | None, Any], folder: Path, defaults: Defau
 
 
 def _request(cells: dict[str, str], folder: Path, defaults: Defaults) -> Request:
+    generator = cells["generator"] or defaults.generator
+    if generator not in GENERATORS:
+        raise InputError(f"There is no generator {generator}.", f"Choose one of: {', '.join(GENERATORS)}.")
     paths = {name: str((folder / cells[name]).absolute()) if cells[name] else None for name in ("image", "views")}
     request = Request.from_partial(
         {
@@ -171,7 +179,7 @@ def _request(cells: dict[str, str], folder: Path, defaults: Defaults) -> Request
             "prompt": cells["prompt"],
             "name": cells["name"] or None,
             "preset": cells["preset"] or defaults.preset,
-            "generator": cells["generator"] or defaults.generator,
+            "generator": generator,
             "seed": _number(int, "seed", cells["seed"], defaults.seed),
             "height_m": _number(float, "height", cells["height"], defaults.height_m),
         }

@@ -142,7 +142,9 @@ class Steps:
         marker.write_text(lock, encoding="utf-8")
 
     def _uv(self, *arguments: str) -> None:
-        self._run([str(self._uv_python), "-m", "uv", "--no-config", "--color", "never", *arguments])
+        # The program itself: `python -m uv` starts it as a child on Windows, which would outlive a stop.
+        uv = self._uv_python.with_name("uv.exe" if sys.platform == "win32" else "uv")
+        self._run([str(uv), "--no-config", "--color", "never", *arguments])
 
     def _make_environment(self) -> None:
         """Not with Blender's Python: the next Blender would take it away."""

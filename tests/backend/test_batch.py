@@ -87,6 +87,14 @@ def test_failures_and_stops_are_tried_again(tmp_path: Path, ran: list[str]) -> N
     assert again[2]["job"] not in folders
 
 
+def test_a_generator_that_nobody_knows_is_found_before_the_row_runs(tmp_path: Path, ran: list[str]) -> None:
+    (tmp_path / "t.csv").write_text("prompt,generator\na jug,sv4d\na lamp,mini\n")
+    wrong, right = read_table(tmp_path / "t.csv", Defaults())
+    assert str(wrong.error).startswith("There is no generator sv4d.")
+    assert right.request is not None
+    assert right.request.generator == "mini"
+
+
 def test_spreadsheets_and_folders(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -102,7 +110,7 @@ def test_spreadsheets_and_folders(tmp_path: Path) -> None:
     assert requests[2].views == str(tmp_path / "orbit")
 
     table = tmp_path / "excel.csv"
-    table.write_bytes(b"\xef\xbb\xbfImage; Name ;height\r\na.JPG;Krug \xc3\xbc;0.5\r\nnone.png;x;1\r\n")
+    table.write_bytes(b"\xef\xbb\xbfImage; Name ;height\r\na.JPG;Krug \xc3\xbc;0,5\r\nnone.png;x;1\r\n")
     good, bad = read_table(table, Defaults())
     assert good.request is not None
     assert (good.request.image, good.name, good.request.height_m) == (str(tmp_path / "a.JPG"), "Krug ü", 0.5)

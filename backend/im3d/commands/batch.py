@@ -10,10 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
-from im3d.commands.generate import GENERATORS
 from im3d.commands.run import TerminalProgress, add_run_options, cancelling
 from im3d.errors import CancelledError, Im3dError, InputError
-from im3d.settings import PRESETS, parse_overrides, preset_settings
+from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

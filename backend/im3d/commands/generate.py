@@ -10,9 +10,7 @@ from pathlib import Path
 from im3d.commands.run import add_run_options, run_job
 from im3d.errors import InputError
 from im3d.jobs import Job, Request, default_name
-from im3d.settings import PRESETS, parse_overrides, preset_settings
-
-GENERATORS = ("auto", "files", "mini", "sv3d_u", "sv3d_p")
+from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
