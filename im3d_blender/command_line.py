@@ -28,8 +28,8 @@ def run(arguments: Sequence[str]) -> int:
         bpy.ops.wm.open_mainfile(filepath=str(args.into))
     try:
         result = args.operator(args)
-    except RuntimeError as error:  # the operator's report, which Blender has printed
-        return 1 if str(error) else 2
+    except RuntimeError:  # the operator's report, which Blender has printed
+        return 1
     if "FINISHED" not in result:
         return 1
     if args.out is not None:

@@ -113,6 +113,7 @@ def _draw_details(layout: bpy.types.UILayout, context: bpy.types.Context, settin
     column.prop(settings, "as_asset")
     if settings.as_asset:
         column.prop_search(settings, "library", context.preferences.filepaths, "asset_libraries", text="")
+    layout.operator("im3d.batch", icon="FILE_TEXT")
 
 
 CLASSES = [IM3D_PT_main]

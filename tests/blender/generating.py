@@ -134,6 +134,27 @@ def survives(extension: str, jobs: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def left_unfinished(extension: str, jobs: str) -> dict[str, Any]:
+    """Blender is closed before a job has begun; the next session takes it up, once."""
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    session = module("session")
+    request = module("job_request").make_request(prompt="x", name="Kiste")
+    placement = module("placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    folder = session.submit(bpy.context, request, placement).folder
+    session.restart()
+    known = session.ensure(bpy.context)
+    known.left = known.queue.unfinished()
+    left = [path.name for path in known.left]
+    bpy.ops.im3d.resume_left()
+    session.wait_for(bpy.context, [job.id for job in known.queue.jobs])
+    return {
+        "left": left, "asked": folder.name, "then": [str(p) for p in known.queue.unfinished()], "objects": names(),
+        "jobs": len(known.queue.jobs),
+    }  # fmt: skip
+
+
 def examples(extension: str, jobs: str, *blocks: str) -> dict[str, Any]:
     """The Python blocks of docs/scripting.md, as they stand there."""
     install(extension)
@@ -142,6 +163,19 @@ def examples(extension: str, jobs: str, *blocks: str) -> dict[str, Any]:
     for block in blocks:
         exec(compile(block, "scripting.md", "exec"), {})
     return {"objects": names()}
+
+
+def command_line(extension: str, jobs: str, out: str) -> dict[str, Any]:
+    """`blender --command im3d …`, called as Blender calls it."""
+    install(extension)
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    run = module("command_line").run
+    statuses = [run(arguments) for arguments in (["generate", "--preset", "best"], ["generate"])]
+    statuses.append(run(["generate", "--prompt", "x", "--name", "fail", "--empty"]))
+    options = ["--prompt", "a box", "--name", "Kiste", "--height", "0.5", "--lods", "--empty", "--out", out]
+    statuses.append(run(["generate", *options]))
+    bpy.ops.wm.open_mainfile(filepath=out)
+    return {"statuses": statuses, "objects": names(), "height": bpy.data.objects["Kiste"].dimensions.z}
 
 
 def drop_handler(extension: str) -> dict[str, Any]:

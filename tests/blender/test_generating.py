@@ -107,6 +107,19 @@ def test_the_examples_of_the_scripting_page(blender: Callable[..., dict[str, Any
     assert got["objects"] == ["Bottle", "Playhouse", "Playhouse.001"]
 
 
+def test_a_job_that_was_left_is_taken_up_once(blender: Callable[..., dict[str, Any]]) -> None:
+    got = blender("left_unfinished")
+    assert got["left"] == [got["asked"]]
+    assert (got["then"], got["jobs"], got["objects"]) == ([], 1, ["Kiste"])
+
+
+def test_the_command_of_blender(blender: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    got = blender("command_line", tmp_path / "deep" / "box.blend")
+    assert got["statuses"] == [2, 1, 1, 0]  # wrong arguments, nothing to start from, a failed job, done
+    assert got["objects"] == ["Kiste", "Kiste_LOD1", "Kiste_LOD2"]
+    assert got["height"] == pytest.approx(0.5, rel=1e-3)
+
+
 def test_pictures_can_be_dropped(blender: Callable[..., dict[str, Any]]) -> None:
     got = blender("drop_handler")
     assert got["there"] is True
