@@ -28,6 +28,8 @@ from im3d.errors import Im3dError, InputError
 from im3d.jobs import Job, Request
 from im3d.pipes import Outgoing, read_messages
 from im3d.protocol import PRODUCT, Message, message
+from im3d.remote_files import RemoteFiles
+from im3d.storage import make_folder
 
 # From asking a job to stop to ending its process.
 CANCEL_S = 30.0
@@ -64,12 +66,14 @@ def worker_command(blender: str | None = None) -> list[str]:
     return [*command, "--blender", blender] if blender else command
 
 
-def serve(worker: Sequence[str], idle_s: float = 0.0) -> int:
+def serve(worker: Sequence[str], idle_s: float = 0.0, remote: Path | None = None) -> int:
     """Serves until stdin ends or `shutdown` is asked; returns the exit status.
 
     Args:
         worker: Command of the worker.
         idle_s: Seconds without a job after which the worker is ended, 0 for never.
+        remote: Folder of the jobs of clients on other machines, to which all their paths are relative; None: clients
+            share this machine's files.
     """
     send = Outgoing()
     heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
@@ -80,7 +84,9 @@ def serve(worker: Sequence[str], idle_s: float = 0.0) -> int:
         lambda: heard.put(("stdin", 0, None)),
     )
     send(message("hello", product=PRODUCT, version=__version__, device=device_name()))
-    Server(send, heard, worker, idle_s).run()
+    if remote is not None:
+        make_folder(remote)
+    Server(send, heard, worker, idle_s, remote).run()
     return 0
 
 
@@ -88,9 +94,15 @@ class Server:
     """The main thread's state; see `serve`."""
 
     def __init__(
-        self, send: Callable[[Message], None], heard: queue.SimpleQueue[Heard], worker: Sequence[str], idle_s: float
+        self,
+        send: Callable[[Message], None],
+        heard: queue.SimpleQueue[Heard],
+        worker: Sequence[str],
+        idle_s: float,
+        remote: Path | None = None,
     ) -> None:
         self.send = send
+        self.files = None if remote is None else RemoteFiles(remote)
         self.heard = heard
         self.worker_command = list(worker)
         self.idle_s = idle_s
@@ -133,13 +145,31 @@ class Server:
                 self._error(job_id, error)
             except Exception as defect:
                 self._error(job_id, Im3dError(f"im3d failed: {type(defect).__name__}: {defect}.", "Please report it."))
+        elif kind in ("put", "get"):
+            self._transfer(asked)
         elif kind == "cancel":
             self._cancel(job_id)
         elif kind == "free_memory" and self.running is None:
             self._end_worker(0.0)
         self._begin()
 
+    def _transfer(self, asked: Message) -> None:
+        """A piece of a file in, or a file out."""
+        if self.files is None:
+            self._error(asked["id"], InputError("Files are sent to a remote backend alone.", "Use paths instead."))
+            return
+        try:
+            if asked["type"] == "put":
+                self.files.store(str(asked["path"]), str(asked["data"]), bool(asked["last"]))
+            else:
+                for piece in self.files.pieces(str(asked["path"])):
+                    self.send(piece)
+        except Im3dError as error:
+            self._error(asked["id"], error)
+
     def _accept(self, asked: Message) -> None:
+        if self.files is not None:
+            asked = self.files.located(asked)
         folder = Path(str(asked["job"]))
         if not folder.is_absolute():
             raise InputError(f"{folder} is not an absolute path.", "Name the whole path of the job folder.")
@@ -206,7 +236,7 @@ class Server:
         elif isinstance(item, dict):
             if item["type"] in ("result", "error") and self.running is not None and item["id"] == self.running.id:
                 self.running = None
-            self.send(item)
+            self.send(item if self.files is None else self.files.relative(item))
         self._begin()
 
     def _worker_died(self) -> None:

@@ -27,6 +27,7 @@ from . import protocol
 from .backend import Backend, Failure
 from .session_lock import SessionLock, is_alive
 from .stage_times import StageTimes, kind
+from .transfer import Download, Upload, store_piece
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 # A job that reports nothing for so long has hung; loading a large model from a slow disk is the longest silence known.
@@ -84,13 +85,19 @@ class JobQueue:
         folder: The jobs folder; one folder a job is made in it.
         history: File of the learnt stage times.
         clock: Seconds, monotonic.
+        remote: Whether the backend runs on another machine, so that files travel over the pipe.
 
     Attributes:
         jobs: In the order in which they were asked for.
     """
 
     def __init__(
-        self, backend: Backend, folder: Path, history: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        backend: Backend,
+        folder: Path,
+        history: Path,
+        clock: Callable[[], float] = time.monotonic,
+        remote: bool = False,
     ) -> None:
         self.backend = backend
         self.jobs: list[QueuedJob] = []
@@ -101,6 +108,9 @@ class JobQueue:
         self._heard = 0.0
         self._cancel_asked: float | None = None
         self._changed: list[QueuedJob] = []
+        self._remote = remote
+        self._upload: Upload | None = None
+        self._download: Download | None = None
 
     # ---------------------------------------------------------------- what the user asks
 
@@ -200,6 +210,7 @@ class JobQueue:
             self._backend_failed(self.backend.failure)
         self._enforce_deadlines()
         self._advance()
+        self._send_pieces()
         changed, self._changed = self._changed, []
         return list({job.id: job for job in changed}.values())
 
@@ -216,23 +227,80 @@ class JobQueue:
         waiting.attempts += 1
         self._heard, self._cancel_asked = self._clock(), None
         self._write(waiting)
-        if (waiting.folder / "request.json").exists():
+        self._upload = self._download = None
+        if self._remote:
+            self._begin_upload(waiting)
+        elif (waiting.folder / "request.json").exists():
             self.backend.send(protocol.message("resume", waiting.id, job=str(waiting.folder)))
         else:
             self.backend.send(protocol.message("submit", waiting.id, request=waiting.request, job=str(waiting.folder)))
         self._changed.append(waiting)
 
+    def _begin_upload(self, job: QueuedJob) -> None:
+        try:
+            self._upload = Upload(job.id, job.request)
+        except OSError as error:
+            self._end(job, "failed", Failure("bad_input", f"{error.filename} cannot be read.", "Check the path."))
+
+    def _send_pieces(self) -> None:
+        """A piece a tick, so that a large file does not hold up Blender; after the last one the job begins."""
+        job = self._running()
+        if self._upload is None or job is None or self.backend.state != "ready":
+            return
+        try:
+            piece = self._upload.next_message()
+        except OSError as error:
+            self._end(job, "failed", Failure("bad_input", f"{error.filename} cannot be read.", "Check the path."))
+            return
+        self._heard = self._clock()
+        if piece is not None:
+            self.backend.send(piece)
+            return
+        # The other side knows the job if it was sent before, and goes on with it.
+        self.backend.send(protocol.message("submit", job.id, request=self._upload.request, job=job.id))
+        self._upload = None
+
+    def _take_file(self, job: QueuedJob, message: dict[str, Any]) -> None:
+        try:
+            if self._download is None:
+                if store_piece(job.folder, "preview.png", str(message["data"] or ""), bool(message["last"])):
+                    job.preview = job.folder / "preview.png"
+            elif self._download.take(message):
+                missing, self._download = self._download.missing, None
+                if missing:
+                    self._end(job, "failed", Failure("remote", f"{missing[0]} did not come back.", "Try again."))
+                else:
+                    preview = job.folder / "preview.png"
+                    job.preview = preview if preview.exists() else job.preview
+                    self._done(job, job.folder / "result.json")
+        except (OSError, ValueError) as error:
+            self._download = None
+            self._end(job, "failed", Failure("disk", f"The result cannot be stored: {error}.", "Free some space."))
+
     def _take(self, message: dict[str, Any]) -> None:
         job = self._running()
+        if job is not None and message["type"] == "file":
+            self._heard = self._clock()
+            self._take_file(job, message)
+            self._changed.append(job)
+            return
         if job is None or message["id"] != job.id:
             return  # the end of a job that was given up
         self._heard = self._clock()
         if message["type"] == "progress":
             self._progress(job, message)
         elif message["type"] == "preview":
-            job.preview = Path(str(message["path"]))
+            if self._remote:
+                self.backend.send(protocol.message("get", path=str(message["path"])))
+            else:
+                job.preview = Path(str(message["path"]))
         elif message["type"] == "result":
-            self._done(job, Path(str(message["path"])))
+            if self._remote:
+                self._download = Download(job.id, job.folder)
+                for asked in self._download.requests():
+                    self.backend.send(asked)
+            else:
+                self._done(job, Path(str(message["path"])))
         elif message["type"] == "error":
             failure = Failure(*(str(message[k]) for k in ("code", "message", "hint", "log")))
             self._end(job, "cancelled" if failure.code == "cancelled" else "failed", failure)

@@ -1,5 +1,5 @@
 """A worker for the tests of the server. The prompt of a job says what it does: ok, die (at its second step), die once,
-hang, deaf (does not hear cancel), noise."""
+hang, deaf (does not hear cancel), noise, files (a job with results)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def work(item: Message) -> None:
             pass
         send(message("error", job_id, code="cancelled", message="Cancelled.", hint="", log=""))
         return
+    if plan == "files":
+        # What comes home is what was sent, so that a test sees both ways.
+        source = Path(job.request.image or "")
+        for name in ("mesh.glb", "preview.png"):
+            (job.folder / name).write_bytes(source.read_bytes())
+        send(message("preview", job_id, stage="fit", path=str(job.folder / "preview.png")))
+        (job.folder / "result.json").write_text('{"timings_s": {}, "name": "far away"}')
     send(message("result", job_id, path=str(job.folder / "result.json")))
 
 

@@ -8,10 +8,14 @@ import argparse
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--idle-minutes", type=float, default=0.0, metavar="N",
                         help="free the memory after so long without a job (default: 0, never)")  # fmt: skip
+    parser.add_argument("--remote", action="store_true",
+                        help="for a client on another machine, over ssh: files come and go as messages")  # fmt: skip
     parser.add_argument("--blender", metavar="FILE", help="Blender executable, where bpy is not installed")
 
 
 def run(args: argparse.Namespace) -> int:
+    from im3d.paths import home_folder
     from im3d.server import serve, worker_command
 
-    return serve(worker_command(args.blender), idle_s=60 * args.idle_minutes)
+    remote = home_folder() / "remote" if args.remote else None
+    return serve(worker_command(args.blender), 60 * args.idle_minutes, remote)
