@@ -98,14 +98,19 @@ def _lines(path: Path) -> list[dict[str, str]]:
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} is not a table in UTF-8.") from error
     head = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=";" if head.count(";") > head.count(",") else ",")
+    delimiter = ";" if head.count(";") > head.count(",") else ","
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
     names = [(name or "").strip().lower() for name in reader.fieldnames or []]
     unknown = [name for name in names if name not in COLUMNS]
     if unknown or not set(names) & {"prompt", "image", "views"}:
         wrong = f"the column {unknown[0]!r}" if unknown else "no column prompt, image or views"
         raise RequestError(f"{path.name} has {wrong}; columns are: {', '.join(COLUMNS)}.")
     reader.fieldnames = names
-    return [line for line in reader if any((value or "").strip() for key, value in line.items() if key)]
+    lines = [line for line in reader if any((value or "").strip() for key, value in line.items() if key)]
+    if delimiter == ";":
+        for line in lines:
+            line["height"] = (line.get("height") or "").replace(",", ".")
+    return lines
 
 
 def _row(number: int, line: dict[str, Any], folder: Path, preset: str) -> Row:

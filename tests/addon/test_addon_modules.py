@@ -76,10 +76,11 @@ class TestRequest:
 class TestTable:
     def test_spreadsheets_of_other_countries(self, tmp_path: Path) -> None:
         table = tmp_path / "props.csv"
-        table.write_text("\ufeffPrompt;Name;Seed\na chest, old;Chest;4\n;;\n", encoding="utf-8")
+        table.write_text("\ufeffPrompt;Name;Seed;Height\na chest, old;Chest;4;0,5\n;;;\n", encoding="utf-8")
         (row,) = read_table(table)
         assert row.request is not None
         assert (row.request["prompt"], row.name, row.request["seed"]) == ("a chest, old", "Chest", 4)
+        assert row.request["height_m"] == 0.5
 
     def test_a_folder_is_a_row_for_each_picture(self, tmp_path: Path) -> None:
         for name in ("b.jpg", "a.png", "notes.txt"):
