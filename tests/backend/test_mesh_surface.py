@@ -16,7 +16,7 @@ from im3d.images import OrbitViews
 from im3d.mesh.build import build_surface
 from im3d.mesh.distance import distance_to_false
 from im3d.mesh.draw import rasterize_mesh, to_screen
-from im3d.mesh.field import Field, density_field
+from im3d.mesh.field import Field, _hollows, density_field
 from im3d.mesh.silhouettes import Grid, hull_field, hull_grid, signed_distances
 from im3d.mesh.surface import TriangleMesh, extract_surface, mesh_stats, simplified
 from im3d.orbit import Orbit
@@ -205,6 +205,22 @@ class TestDrawing:
             assert (middle < len(near.faces)) == first_is_near
 
 
+def test_a_hollow_behind_a_crack_is_filled_and_a_pit_is_not() -> None:
+    values = np.full((48, 48, 48), -1.0, np.float32)
+    for side in (slice(0, 4), slice(-4, None)):
+        values[side], values[:, side], values[:, :, side] = 1, 1, 1
+    pit = np.zeros_like(values, bool)
+    pit[8:18, 8:18, 20:] = True
+    hollow = np.zeros_like(values, bool)
+    hollow[28:40, 28:40, 15:30] = True
+    crack = np.zeros_like(values, bool)
+    crack[28:40, 33:35, 30:] = True
+    values[pit | hollow | crack] = 1
+    filled = _hollows(values, 2)
+    assert filled[hollow].mean() > 0.95
+    assert not filled[~(hollow | crack)].any()
+
+
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Gaussians, OrbitViews]:
     """A fit of the analytic object, a little shorter than a real one."""
@@ -215,7 +231,6 @@ def fitted() -> tuple[Gaussians, OrbitViews]:
     return fit.finished(), views
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.9999])
 def test_distances_equal_scipys(share: float) -> None:
     mask = np.random.default_rng(3).random((150, 97)) < share
@@ -226,6 +241,7 @@ def test_without_a_false_sample_everything_is_far() -> None:
     assert (distance_to_false(np.ones((9, 12), bool)) > 1e5).all()
 
 
+@pytest.mark.slow
 def test_the_fitted_object_has_the_true_surface(fitted: tuple[Gaussians, OrbitViews]) -> None:
     surface = build_surface(*fitted, MeshSettings(grid=160, faces=15000))
     stats = mesh_stats(surface.mesh)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter
+from scipy.ndimage import binary_dilation, binary_erosion, binary_opening, gaussian_filter, label
 
 from im3d.images import OrbitViews
 from im3d.mesh.distance import distance_to_false
@@ -41,6 +41,8 @@ THIN_VOXELS = 2
 THIN_SLACK_PX = 0.25
 # It is kept where it holds splats of at least this opacity.
 THIN_OPACITY = 0.2
+# Hollows behind a neck no wider than twice this are filled.
+NECK_VOXELS = 2
 # Orbits that look down from more than this see tops but no undersides; flatter ones see neither.
 LOW_ORBIT_DEG = 8.0
 
@@ -87,6 +89,7 @@ def fused_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings,
     maps = median_depth(gaussians, everyone, seen_from)
     progress(3, 5)
     values = _fuse(maps, everyone, len(cameras), carves, hull, grid, truncation, settings.behind)
+    values[_hollows(values, max(1, round(NECK_VOXELS * settings.grid / REFERENCE_GRID)))] = -1.0
     progress(4, 5)
     if settings.blur > 0:
         values = gaussian_filter(values, settings.blur * settings.grid / REFERENCE_GRID)
@@ -125,6 +128,21 @@ def _inverse_covariances(gaussians: Gaussians) -> FloatArray:
     A = rotation_matrices(gaussians.quats) / gaussians.scales[:, None, :]
     inverse: FloatArray = (A @ A.transpose(1, 2)).numpy()
     return np.ascontiguousarray(inverse)
+
+
+def _hollows(values: FloatArray, neck: int) -> NDArray[np.bool_]:
+    """Free voxels that are reached from outside only through necks at most 2·`neck` voxels wide.
+
+    In a dark crease the splats often leave a crack, and a hollow behind it that several views look into. It is no part
+    of the object, and its walls give the mesh tunnels.
+    """
+    free = np.pad(values > 0, neck + 1, constant_values=True)
+    labels, _ = label(binary_erosion(free, iterations=neck, border_value=1))
+    # One step more than the erosion took, for its corners; what lies in a neck itself stays free.
+    reached = binary_dilation(labels == labels[0, 0, 0], iterations=neck + 1)
+    hollows: NDArray[np.bool_] = free & ~reached
+    inner = slice(neck + 1, -neck - 1)
+    return hollows[inner, inner, inner]
 
 
 def _thin_parts(hull: FloatArray, gaussians: Gaussians, grid: Grid) -> NDArray[np.bool_]:
