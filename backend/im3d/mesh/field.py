@@ -138,8 +138,8 @@ def _hollows(values: FloatArray, neck: int) -> NDArray[np.bool_]:
     """
     free = np.pad(values > 0, neck + 1, constant_values=True)
     labels, _ = label(binary_erosion(free, iterations=neck, border_value=1))
-    # One step more than the erosion took, for its corners; what lies in a neck itself stays free.
-    reached = binary_dilation(labels == labels[0, 0, 0], iterations=neck + 1)
+    # Diagonal steps give pits their corners back; what lies in a neck itself stays free.
+    reached = binary_dilation(labels == labels[0, 0, 0], np.ones((3, 3, 3)), iterations=neck + 1)
     hollows: NDArray[np.bool_] = free & ~reached
     inner = slice(neck + 1, -neck - 1)
     return hollows[inner, inner, inner]
