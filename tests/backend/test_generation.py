@@ -17,13 +17,14 @@ import torch
 from analytic import orbit_views
 from sv3d_checkpoint import SMALL_P, random_checkpoint, write_checkpoint
 from test_sv3d import Oracle
-from tiny_models import copying_mini, record, tiny_sdxl
+from tiny_models import copying, record, tiny_mini, tiny_sdxl
 
 from im3d import stages, text_to_image
 from im3d.cli import main
 from im3d.errors import CancelledError, InputError, ModelError
 from im3d.generators import mini, sv3d, sv3d_weights
 from im3d.generators.choose import Choice
+from im3d.generators.mini_model import VolumeDenoiser
 from im3d.generators.sv3d import Conditioning
 from im3d.generators.sv3d_memory import MODES
 from im3d.images import FloatArray, OrbitViews, over, read_image, read_views, write_png
@@ -53,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         find_model("sv3d_p").folder.mkdir(parents=True)
         write_checkpoint(find_model("sv3d_p").folder / "sv3d_p.safetensors", random_checkpoint(SMALL_P))
         record("sv3d_p")
-        copying_mini(folder / "models" / "mini")
+        tiny_mini().save_pretrained(folder / "models" / "mini")
     return folder
 
 
@@ -63,6 +64,8 @@ def installed_models(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The preview by Cycles has its own test; a Blender that does not exist makes it come from the splats.
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(mini, "SHIPPED_WEIGHTS", home / "none")
+    # Random weights give no object that could be fitted.
+    monkeypatch.setattr(VolumeDenoiser, "forward", copying)
     monkeypatch.setattr(sv3d, "SV3D_P", SMALL_P)
 
 

@@ -8,30 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_mini
 
 from im3d.errors import CancelledError, ModelError
 from im3d.generators import mini
 from im3d.generators.base import Subject
 from im3d.generators.mini import MiniGenerator, sample_orbit
-from im3d.generators.mini_model import MultiviewUNet, from_model, to_model
+from im3d.generators.mini_model import Denoised, RayMarcher, VolumeDenoiser, from_model, to_model
+from im3d.generators.mini_resampling import RADIUS, sample_depths
 from im3d.images import OrbitViews
-
-TINY = {"sample_size": 32, "channels": (32, 64), "blocks": (1, 1), "embedding": 32, "head_dim": 32}
-
-
-def tiny_model(seed: int = 0) -> MultiviewUNet:
-    """A network whose zero-initialised layers are random too, so that every path shows."""
-    torch.manual_seed(seed)
-    model = MultiviewUNet(**TINY)
-    for p in model.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.05)
-    return model.eval()
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    tiny_model().save_pretrained(tmp_path / "mini")
+    tiny_mini().save_pretrained(tmp_path / "mini")
     return tmp_path / "mini"
 
 
@@ -47,36 +37,68 @@ def inputs(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_save_and_load_round_trip(weights: Path) -> None:
-    model, again = tiny_model(), MultiviewUNet.from_pretrained(weights)
+    model, again = tiny_mini(), VolumeDenoiser.from_pretrained(weights)
     with torch.no_grad():
-        for a, b in zip(model(*inputs()), again.eval()(*inputs()), strict=True):
-            torch.testing.assert_close(a, b)
+        a, b = model(*inputs()), again.eval()(*inputs())
+    torch.testing.assert_close(a.views, b.views)
+    torch.testing.assert_close(a.elevation_deg, b.elevation_deg)
 
 
 def test_the_shipped_size_fits_sixty_megabytes() -> None:
     with torch.device("meta"):
-        model = MultiviewUNet()
+        model = VolumeDenoiser()
     assert 2 * sum(p.numel() for p in model.parameters()) <= 60e6
 
 
 def test_every_view_sees_every_other_and_the_condition() -> None:
-    model = tiny_model()
+    model = tiny_mini()
     x, sigma, condition = inputs()
+
+    def change(views: torch.Tensor) -> torch.Tensor:
+        return (views - base).abs().amax(dim=(0, 2, 3, 4))
+
     with torch.no_grad():
-        base = model(x, sigma, condition)[0]
+        base = model(x, sigma, condition).views
         moved = x.clone()
         moved[:, 5] += 1
-        assert ((model(moved, sigma, condition)[0] - base).abs().amax(dim=(0, 2, 3, 4)) > 1e-6).all()
-        assert ((model(x, sigma, 1 - condition)[0] - base).abs().amax(dim=(0, 2, 3, 4)) > 1e-6).all()
-        hidden = [model(x, sigma, c, torch.zeros(2))[0] for c in (condition, 1 - condition)]
-        torch.testing.assert_close(*hidden)
+        assert (change(model(moved, sigma, condition).views) > 1e-6).all()
+        assert (change(model(x, sigma, 1 - condition).views) > 1e-6).all()
+        moved = x.clone()
+        moved[:, 0] += 1
+        # The input view is known; its noise is not looked at.
+        assert (change(model(moved, sigma, condition).views)[1:] == 0).all()
+
+
+def test_the_elevation_is_the_networks_own_unless_it_is_told() -> None:
+    model = tiny_mini()
+    with torch.no_grad():
+        own = model(*inputs())
+        told = model(*inputs(), own.elevation_deg)
+        other = model(*inputs(), own.elevation_deg + 10)
+    torch.testing.assert_close(own.views, told.views)
+    torch.testing.assert_close(own.elevation_deg, other.elevation_deg)
+    assert (own.views - other.views).abs().max() > 1e-3
 
 
 def test_a_vanishing_noise_level_returns_the_picture() -> None:
     x, _, condition = inputs()
     with torch.no_grad():
-        denoised, _ = tiny_model()(x, torch.full((2,), 1e-4), condition)
+        denoised = tiny_mini()(x, torch.full((2,), 1e-4), condition).views
     torch.testing.assert_close(denoised, x, rtol=0, atol=1e-2)
+
+
+def test_rays_end_at_the_first_dense_sample() -> None:
+    samples = torch.zeros(1, 8, 8, 8, 2, 5)
+    samples[..., 0] = -30
+    samples[:, 3:, 2, 5, 1, 0] = 30
+    samples[:, 3, 2, 5, 1, 1:] = torch.tensor([0.2, 0.4, 0.6, 0.8])
+    samples[:, 4:, ..., 1:] = 9
+    rays, coarse, depth = RayMarcher()(samples)
+    torch.testing.assert_close(coarse[0, 1, :, 2, 5], torch.tensor([0.2, 0.4, 0.6, 1.0]))
+    torch.testing.assert_close(rays[1, :5, 2, 5], torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0]))
+    assert depth[0, 1, 2, 5].item() == pytest.approx(float(sample_depths(8, samples.device)[3]))
+    assert coarse[0, 0].abs().max() < 1e-4
+    assert (depth[0, 0] > RADIUS + 1).all()
 
 
 def test_picture_range_round_trip() -> None:
@@ -86,10 +108,12 @@ def test_picture_range_round_trip() -> None:
 
 
 def test_an_oracle_makes_the_restart_return_the_renders(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model()
+    model = tiny_mini()
     truth = torch.rand(1, 16, 4, 32, 32)
     truth[:, :, :3] *= truth[:, :, 3:]
-    monkeypatch.setattr(model, "forward", lambda x, s, c, keep=None: (to_model(truth), torch.tensor([17.0])))
+    monkeypatch.setattr(
+        model, "forward", lambda x, s, c, e=None: Denoised(to_model(truth), torch.tensor([17.0]), truth)
+    )
     views, elevation = sample_orbit(model, truth[:, 0], 4, torch.Generator().manual_seed(0), start=truth, noise=0.4)
     torch.testing.assert_close(views, truth)
     assert elevation.item() == 17

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import TINY_MINI
 
 from im3d.errors import InputError
 from im3d.orbit import DEFAULT_FOV_DEG, Cameras, focal_length, look_at_origin
@@ -15,8 +16,6 @@ from im3d.training.batches import OrbitBatches, mirrored, random_colour, rolled
 from im3d.training.orbits import OrbitSet, orbits_per_prop
 from im3d.training.train import Place, Trainer, TrainSettings, initial_model, learning_rate, train
 from im3d.training.validate import validate
-
-TINY = {"sample_size": 32, "channels": (32, 64), "blocks": (1, 1), "embedding": 32, "head_dim": 32}
 
 
 def dots(points: np.ndarray, azimuths: np.ndarray, elevation: float, size: int = 64) -> torch.Tensor:
@@ -98,7 +97,7 @@ def test_training_rows_hold_no_prop_of_another_split(tmp_path: Path) -> None:
 
 def run(out: Path, steps: int, resume: bool = False) -> list[float]:
     settings = TrainSettings(size=32, batch=2, steps=steps, warmup=6, seed=5)
-    model, _, _ = initial_model(None, 5, **TINY)
+    model, _, _ = initial_model(None, 5, **TINY_MINI)
     trainer = Trainer(model, settings, Place(torch.device("cpu")))
     if resume:
         trainer.load(out)
@@ -124,7 +123,7 @@ def test_export_starts_another_run(tmp_path: Path) -> None:
 
 def test_learning_rate_rises_and_falls() -> None:
     settings = TrainSettings(size=32, batch=2, steps=100, warmup=10, decay=0.5, learning_rate=1.0)
-    model, _, _ = initial_model(None, 0, **TINY)
+    model, _, _ = initial_model(None, 0, **TINY_MINI)
     trainer = Trainer(model, settings, Place(torch.device("cpu")))
     rates = []
     for trainer.step in range(100):
@@ -137,7 +136,7 @@ def test_learning_rate_rises_and_falls() -> None:
 
 def test_training_lowers_the_loss() -> None:
     settings = TrainSettings(size=32, batch=2, steps=24, warmup=5, learning_rate=2e-3)
-    model, _, _ = initial_model(None, 0, **TINY)
+    model, _, _ = initial_model(None, 0, **TINY_MINI)
     trainer = Trainer(model, settings, Place(torch.device("cpu")))
     views = torch.zeros(2, 16, 4, 32, 32)
     views[..., 8:24, 10:22] = 0.8
@@ -154,7 +153,7 @@ def test_scores_of_a_perfect_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = OrbitBatches(orbits, np.array([3]), torch.device("cpu"), 32)
     truth, elevation = batches.take([0])
     monkeypatch.setattr("im3d.training.validate.sample_orbit", lambda *a, **k: (truth, elevation + 2))
-    model, _, _ = initial_model(None, 0, **TINY)
+    model, _, _ = initial_model(None, 0, **TINY_MINI)
     scores = validate(model, batches)
     assert scores.psnr > 90
     assert scores.iou == 1

@@ -42,9 +42,14 @@ def random_networks(config: Sv3dConfig, half: torch.dtype) -> Sv3dNetworks:
     networks = empty_networks(config)
     for network, dtype in ((networks.unet, half), (networks.image_encoder, half), (networks.vae, torch.float32)):
         network.to(dtype).to_empty(device="cpu").requires_grad_(False)
+        # A million draws over and over: two billion take longer than all that is measured.
+        pool = torch.randn(1 << 20)
         for tensor in network.state_dict().values():
             if tensor.is_floating_point():
-                tensor.normal_(std=0.5 / max(1, tensor[0].numel() if tensor.ndim > 1 else 4) ** 0.5)
+                spread = 0.5 / max(1, tensor[0].numel() if tensor.ndim > 1 else 4) ** 0.5
+                draws = (pool * spread).to(tensor.dtype)
+                for chunk in tensor.flatten().split(len(draws)):
+                    chunk.copy_(draws[: len(chunk)])
     # The one buffer that is no weight numbers the patches.
     embeddings = networks.image_encoder.vision_model.embeddings
     embeddings.position_ids = torch.arange(embeddings.num_positions).expand(1, -1)

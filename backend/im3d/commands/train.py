@@ -116,7 +116,6 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     train(trainer, orbits, args.out, started)
     if args.test and where.first:
         batches = OrbitBatches(orbits, orbits.rows("test"), where.device, settings.size)
-        for steps, guidance in ((8, 1.0), (16, 1.0), (16, 1.5)):
-            picture = args.out / f"test-{steps}-{guidance:g}.png"
-            scores = validate(trainer.average, batches, steps, guidance, picture=picture)
-            print(f"test, {steps} steps, guidance {guidance:g}: {scores}", flush=True)
+        for steps in (1, 2, 4, 8, 16):
+            picture = args.out / f"test-{steps}.png"
+            print(f"test, {steps} steps: {validate(trainer.average, batches, steps, picture=picture)}", flush=True)

@@ -132,8 +132,11 @@ class _Source:
 
 def _first_with(sources: Sequence[_Source], key: str) -> EvaluationObject:
     for source in sources:
-        if key in source.keys:
-            return source.object(key)
+        # The report's own ids begin with the pack's name.
+        bare = key.removeprefix(source.path.name.split(".")[0] + "/") if source.pack else key
+        for known in (key, bare):
+            if known in source.keys:
+                return source.object(known)
     raise InputError(f"There is no object {key}.", "Give the ids as their pack or folder has them.")
 
 

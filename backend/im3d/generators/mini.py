@@ -13,8 +13,8 @@ from torch import Tensor
 
 from im3d.errors import ModelError, OutOfMemoryError
 from im3d.generators.base import Subject
-from im3d.generators.mini_model import MultiviewUNet, from_model, to_model
-from im3d.generators.sampling import dpm_solver_2m, guided, karras_sigmas, noised, restart_sigmas
+from im3d.generators.mini_model import VolumeDenoiser, channels_last, from_model, to_model
+from im3d.generators.sampling import dpm_solver_2m, karras_sigmas, noised, restart_sigmas
 from im3d.images import OrbitViews, premultiplied, resized
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
 from im3d.paths import models_folder
@@ -22,8 +22,10 @@ from im3d.progress import Progress, silent
 
 FloatArray = NDArray[np.float32]
 
-# The noise ladder at 64 pixels; it scales with the side of the pictures (see MultiviewUNet._embedding).
+# The noise ladder at 64 pixels. It scales with the side of the pictures: averaging blocks of pixels halves the noise
+# with each halving of the side, so that a level hides the same content at any size.
 SIGMA_MIN, SIGMA_MAX = 0.015, 40.0
+DEFAULT_STEPS = 8
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights" / "mini"
 
 
@@ -33,7 +35,6 @@ class MiniGenerator:
     Args:
         device: Where to compute.
         steps: Denoising steps of the first orbit.
-        guidance: Scale of the classifier-free guidance; 1 is none and halves the work.
         weights: Folder with config.json and safetensors; by default the shipped ones, or else `mini` in the folder of
             installed models.
     """
@@ -44,16 +45,16 @@ class MiniGenerator:
     refine_noise = 0.5
 
     def __init__(
-        self, device: torch.device | str = "cpu", steps: int = 12, guidance: float = 1.0, weights: Path | None = None
+        self, device: torch.device | str = "cpu", steps: int = DEFAULT_STEPS, weights: Path | None = None
     ) -> None:
         self._device = torch.device(device)
-        self._steps, self._guidance = steps, guidance
+        self._steps = steps
         self._folder = weights or mini_weights()
         config = _config(self._folder)
         self.size = int(config["sample_size"])
         self.orbit = Orbit.uniform(int(config["views"]), None, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
-        self._model: MultiviewUNet | None = None
+        self._model: VolumeDenoiser | None = None
 
     def generate(self, subject: Subject, seed: int, progress: Progress) -> OrbitViews:
         """The orbit of a subject, from noise; see `Generator.generate`."""
@@ -84,10 +85,11 @@ class MiniGenerator:
     ) -> OrbitViews:
         picture = subject.rgba if len(subject.rgba) == self.size else resized(subject.rgba, self.size, self.size)
         start = None if renders is None else _as_tensor(renders.rgba)[None].to(self._device)
+        known = None if renders is None else renders.orbit.elevation_deg
         before = self.network_calls
 
         def counted(step: int, steps: int, preview: FloatArray | None = None) -> None:
-            self.network_calls = before + step * (1 if self._guidance == 1 else 2)
+            self.network_calls = before + step
             progress(step, steps, preview)
 
         try:
@@ -96,7 +98,7 @@ class MiniGenerator:
                 _as_tensor(picture)[None].to(self._device),
                 steps,
                 torch.Generator("cpu").manual_seed(seed),
-                guidance=self._guidance,
+                elevation_deg=None if known is None else torch.tensor([known], device=self._device),
                 start=start,
                 noise=1.0 if noise is None else noise,
                 progress=counted,
@@ -107,30 +109,30 @@ class MiniGenerator:
             ) from error
         rgba = _straight(views[0])
         rgba[self.input_frame] = picture
-        angle = float(elevation[0].clamp(-MAX_ELEVATION_DEG, MAX_ELEVATION_DEG))
-        known = renders.orbit.elevation_deg if renders is not None else None
-        orbit = Orbit(self.orbit.azimuths_deg, angle if known is None else known, self.orbit.fov_deg, self.orbit.radius)
+        angle = float(elevation[0].clamp(-MAX_ELEVATION_DEG, MAX_ELEVATION_DEG)) if known is None else known
+        orbit = Orbit(self.orbit.azimuths_deg, angle, self.orbit.fov_deg, self.orbit.radius)
         return OrbitViews(rgba, orbit)
 
-    def _loaded(self) -> MultiviewUNet:
+    def _loaded(self) -> VolumeDenoiser:
         if self._model is None:
             try:
-                model = MultiviewUNet.from_pretrained(self._folder, torch_dtype=torch.float32)
+                model = VolumeDenoiser.from_pretrained(self._folder, torch_dtype=torch.float32)
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelError(
                     f"The weights of mini in {self._folder} cannot be read.", "Install im3d again."
                 ) from error
-            self._model = model.to(self._device, memory_format=torch.channels_last).eval()
+            channels_last(model.to(self._device)).eval()
+            self._model = model
         return self._model
 
 
 @torch.inference_mode()
 def sample_orbit(
-    model: MultiviewUNet,
+    model: VolumeDenoiser,
     condition: Tensor,
     steps: int,
     generator: torch.Generator,
-    guidance: float = 1.0,
+    elevation_deg: Tensor | None = None,
     start: Tensor | None = None,
     noise: float = 1.0,
     progress: Progress = silent,
@@ -146,7 +148,7 @@ def sample_orbit(
         condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
         steps: Denoising steps.
         generator: Of the noise.
-        guidance: Classifier-free guidance; 1 is none and saves half of the work.
+        elevation_deg: (B,) where it is known; None: as the network reads it from the input view.
         start: (B, K, 4, S, S) renders to restart from, premultiplied RGBA in [0, 1].
         noise: Share of the noise ladder to start at.
         progress: Told of each step, with a preview.
@@ -161,15 +163,14 @@ def sample_orbit(
     sigmas = sigmas.to(condition.device)
     image = to_model(condition)
     begin = image[:, None].expand(-1, model.config["views"], -1, -1, -1) if start is None else to_model(start)
-    elevation = torch.zeros(B)
-    hidden = torch.zeros(B, device=condition.device)
+    elevation = torch.zeros(B) if elevation_deg is None else elevation_deg
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal elevation
-        denoised, elevation = model(x, sigma.expand(B), image)
-        if guidance != 1:
-            denoised = guided(denoised, model(x, sigma.expand(B), image, hidden)[0], guidance)
-        denoised = denoised.clamp(-1, 1)
+        answer = model(x, sigma.expand(B), image, elevation_deg)
+        if elevation_deg is None:
+            elevation = answer.elevation_deg
+        denoised: Tensor = answer.views.clamp(-1, 1)
         denoised[:, 0] = image
         return denoised
 

@@ -19,20 +19,28 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from im3d.errors import InputError
+from im3d.generators.mini import DEFAULT_STEPS, SIGMA_MAX
 from im3d.generators.mini_model import (
+    CELL,
     ELEVATION_SPREAD_DEG,
-    MultiviewUNet,
+    Attention,
+    RayMarcher,
     ResidualBlock,
-    ViewAttention,
+    VolumeDenoiser,
+    channels_last,
     to_model,
 )
 from im3d.training.batches import OrbitBatches
 from im3d.training.orbits import OrbitSet
 from im3d.training.validate import Scores, validate
+
+# σ at 64 pixels above which the noisy views tell next to nothing.
+BLIND_FROM = 6.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,12 @@ class TrainSettings:
         ema: Largest decay of the averaged weights.
         noise_mean: Mean of ln σ at 64 pixels; ln(size/64) is added.
         noise_spread: Standard deviation of ln σ.
-        drop: Share of the orbits whose condition is hidden, for classifier-free guidance.
+        blind: Share of the orbits whose σ is drawn from the ladder's upper end, where next to nothing of the views is
+            seen: there the object is decided, and most of the score.
+        coarse_weight: Weight of the squared error of the views that the volume alone gives.
         elevation_weight: Weight of the squared elevation error, in units of the elevations' spread.
+        elevation_jitter: Standard deviation in degrees of the error with which the network is told the elevation: it
+            will be used with its own estimates.
         compile: Whether the repeated blocks are compiled.
         validate_minutes: Minutes between validations; 0: only at the end.
         validate_orbits: Orbits compared in each.
@@ -66,10 +78,12 @@ class TrainSettings:
     warmup: int = 200
     decay: float = 0.0
     ema: float = 0.999
-    noise_mean: float = 1.0
+    noise_mean: float = -0.5
     noise_spread: float = 1.5
-    drop: float = 0.1
+    blind: float = 0.5
+    coarse_weight: float = 1.0
     elevation_weight: float = 0.05
+    elevation_jitter: float = 2.0
     compile: bool = False
     validate_minutes: float = 0.0
     validate_orbits: int = 64
@@ -127,15 +141,16 @@ class Trainer:
         where: This process's place.
     """
 
-    def __init__(self, model: MultiviewUNet, settings: TrainSettings, where: Place) -> None:
+    def __init__(self, model: VolumeDenoiser, settings: TrainSettings, where: Place) -> None:
         self.settings, self.where = settings, where
-        self.model = model.to(where.device, memory_format=torch.channels_last).train()
+        channels_last(model.to(where.device)).train()
+        self.model = model
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             settings.learning_rate,
             betas=(0.9, 0.99),
-            weight_decay=0.01,
+            weight_decay=0.03,
             fused=where.device.type == "cuda",
         )
         self.step = 0
@@ -146,7 +161,7 @@ class Trainer:
             # Blocks repeat, so compiling them one by one costs a fraction of compiling the whole network.
             torch._dynamo.config.recompile_limit = 64
             for block in self.model.modules():
-                if isinstance(block, ResidualBlock | ViewAttention):
+                if isinstance(block, ResidualBlock | Attention | RayMarcher):
                     block.compile(dynamic=False)
         if where.world > 1:
             self.network = DistributedDataParallel(
@@ -165,12 +180,13 @@ class Trainer:
             rate: Learning rate.
 
         Returns:
-            (2,): the denoising loss and the mean squared elevation error in units of the spread.
+            (3,): the denoising loss, the mean squared elevation error in units of the spread, and the coarse views'.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self.losses(views, elevation, generator)
-        (losses[0] + self.settings.elevation_weight * losses[1]).backward()
+        weights = (1.0, self.settings.elevation_weight, self.settings.coarse_weight)
+        torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,20 +196,33 @@ class Trainer:
         return losses.detach()
 
     def losses(self, views: Tensor, elevation: Tensor, generator: torch.Generator) -> Tensor:
-        """EDM's loss with its weight (σ² + σ_d²)/(σ·σ_d)², and the elevation's: (2,)."""
+        """EDM's loss with its weight (σ² + σ_d²)/(σ·σ_d)², the elevation's and the coarse views': (3,).
+
+        The first view is given, so it does not count.
+        """
         s, B, device = self.settings, len(views), views.device
         clean = to_model(views)
-        log_sigma = torch.randn(B, generator=generator, device=device) * s.noise_spread
-        sigma = (log_sigma + s.noise_mean + math.log(s.size / 64)).exp()
-        keep = (torch.rand(B, generator=generator, device=device) >= s.drop).float()
+        sigma = self._noise_levels(B, generator)
         noise = torch.randn(clean.shape, generator=generator, device=device)
+        told = elevation + s.elevation_jitter * torch.randn(B, generator=generator, device=device)
         scaled = sigma.view(B, 1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            denoised, guess = self.network(clean + scaled * noise, sigma, clean[:, 0], keep)
+            answer = self.network(clean + scaled * noise, sigma, clean[:, 0], told)
         sd = self.model.config["sigma_data"]
         weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
-        error = (guess - elevation) / ELEVATION_SPREAD_DEG
-        return torch.stack([(weight * (denoised - clean).square()).mean(), error.square().mean()])
+        denoising = (weight * (answer.views - clean).square())[:, 1:].mean()
+        shrunk = F.avg_pool2d(views.flatten(0, 1), CELL).view(answer.coarse.shape)
+        tilt = ((answer.elevation_deg - elevation) / ELEVATION_SPREAD_DEG).square().mean()
+        return torch.stack([denoising, tilt, (answer.coarse - shrunk).square().mean()])
+
+    def _noise_levels(self, count: int, generator: torch.Generator) -> Tensor:
+        """σ for so many orbits: log-normal, or, in a share of `blind`, log-uniform over the ladder's last part."""
+        s, device = self.settings, self.where.device
+        seeing = s.noise_mean + s.noise_spread * torch.randn(count, generator=generator, device=device)
+        low, high = math.log(BLIND_FROM), math.log(SIGMA_MAX)
+        blind = low + (high - low) * torch.rand(count, generator=generator, device=device)
+        chosen = torch.rand(count, generator=generator, device=device) < s.blind
+        return torch.where(chosen, blind, seeing).exp() * (s.size / 64)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -236,14 +265,14 @@ class Trainer:
 
 
 def export(
-    model: MultiviewUNet, folder: Path, step: int, orbits_seen: int, dtype: torch.dtype = torch.bfloat16
+    model: VolumeDenoiser, folder: Path, step: int, orbits_seen: int, dtype: torch.dtype = torch.bfloat16
 ) -> None:
     """Writes weights for use: safetensors and config.json as diffusers reads them, and training.json."""
     copy.deepcopy(model).to(dtype).save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps({"step": step, "orbits_seen": orbits_seen}), encoding="utf-8")
 
 
-def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[MultiviewUNet, int, int]:
+def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[VolumeDenoiser, int, int]:
     """A network with fresh weights or those of `export`; with the step and the orbits that they have seen.
 
     Raises:
@@ -251,9 +280,9 @@ def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[Mul
     """
     if folder is None:
         torch.manual_seed(seed)
-        return MultiviewUNet(**config), 0, 0
+        return VolumeDenoiser(**config), 0, 0
     try:
-        model = MultiviewUNet.from_pretrained(folder, torch_dtype=torch.float32)
+        model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
         counts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         return model, int(counts["step"]), int(counts["orbits_seen"])
     except (OSError, ValueError, KeyError) as error:
@@ -286,7 +315,7 @@ def train(
     log.write(event="leg", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
     generator = torch.Generator(where.device)
     begin = last = time.monotonic()
-    checked, done, sums = begin, False, torch.zeros(2, device=where.device)
+    checked, done, sums = begin, False, torch.zeros(3, device=where.device)
     while not done:
         generator.manual_seed((s.seed * 1_000_003 + trainer.step) * 1_009 + where.rank)
         views, elevation = batches.draw(s.batch // where.world, generator)
@@ -298,7 +327,12 @@ def train(
             mean, now = (sums / 100).tolist(), time.monotonic()
             rate = 100 * s.batch / (now - last)
             log.write(
-                step=trainer.step, loss=mean[0], elevation=mean[1], orbits_per_s=rate, minutes=(now - started) / 60
+                step=trainer.step,
+                loss=mean[0],
+                elevation=mean[1],
+                coarse=mean[2],
+                orbits_per_s=rate,
+                minutes=(now - started) / 60,
             )
             last = now
             sums.zero_()
@@ -350,8 +384,10 @@ def _validated(trainer: Trainer, held_out: OrbitBatches | None, out: Path, log: 
     scores = None
     if held_out is not None and len(held_out):
         picture = out / f"validation-{trainer.step:06d}.png"
-        scores = validate(trainer.average, held_out, limit=trainer.settings.validate_orbits, picture=picture)
-        log.write(event="validation", step=trainer.step, orbits_seen=trainer.orbits_seen, **dataclasses.asdict(scores))
+        for steps in (1, DEFAULT_STEPS):
+            scores = validate(trainer.average, held_out, steps, limit=trainer.settings.validate_orbits, picture=picture)
+            entry = dataclasses.asdict(scores)
+            log.write(event="validation", step=trainer.step, steps=steps, orbits_seen=trainer.orbits_seen, **entry)
     if trainer.where.world > 1:
         dist.barrier()
     return scores

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from im3d.generators.mini import sample_orbit
-from im3d.generators.mini_model import MultiviewUNet
+from im3d.generators.mini import DEFAULT_STEPS, sample_orbit
+from im3d.generators.mini_model import VolumeDenoiser
 from im3d.training.batches import OrbitBatches, pictures
 
 
@@ -38,13 +38,12 @@ class Scores:
 
 @torch.no_grad()
 def validate(
-    model: MultiviewUNet,
+    model: VolumeDenoiser,
     batches: OrbitBatches,
-    steps: int = 12,
-    guidance: float = 1.0,
+    steps: int = DEFAULT_STEPS,
     limit: int = 0,
     picture: Path | None = None,
-    batch: int = 16,
+    batch: int = 32,
     seed: int = 0,
 ) -> Scores:
     """Scores of a model on held-out orbits.
@@ -53,7 +52,6 @@ def validate(
         model: The denoiser.
         batches: The orbits.
         steps: Network evaluations an orbit.
-        guidance: See `sample_orbit`.
         limit: How many orbits, spread evenly over all; 0 takes all.
         picture: Where a sheet of pictures is written: rows of truth above rows of results.
         batch: Orbits generated at once.
@@ -67,7 +65,7 @@ def validate(
         truth, elevation = batches.take(rows[i : i + batch])
         noise = torch.Generator(truth.device).manual_seed(seed + i)
         with torch.autocast(truth.device.type, torch.bfloat16, enabled=truth.is_cuda):
-            views, guess = sample_orbit(model, truth[:, 0], steps, noise, guidance=guidance)
+            views, guess = sample_orbit(model, truth[:, 0], steps, noise)
         table.append([*_compare(views, truth), (guess - elevation).abs().cpu()])
         step = max(1, count // 16)
         sheet += [(truth[j], views[j]) for j in range(len(truth)) if (i + j) % step == 0]
