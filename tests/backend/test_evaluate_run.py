@@ -16,7 +16,7 @@ from im3d.errors import InputError
 from im3d.evaluate import run as evaluation
 from im3d.evaluate.ablation import Variant
 from im3d.evaluate.clip import Clip, clip_similarity, load_clip
-from im3d.evaluate.consistency import cameras_between, compare_halves
+from im3d.evaluate.consistency import FIT, cameras_between, compare_halves, with_losses_of
 from im3d.evaluate.objects import EvaluationObject, Truth
 from im3d.evaluate.render import RenderJob, load_surface, load_views, render_views
 from im3d.evaluate.report import write_report
@@ -25,6 +25,7 @@ from im3d.evaluate.tables import HEADLINE, summaries
 from im3d.images import OrbitViews
 from im3d.orbit import GLTF_FROM_WORLD, Orbit
 from im3d.packs import Part, Prop
+from im3d.settings import FitSettings
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.perceptual import load_perceptual
 
@@ -102,6 +103,13 @@ def splats(seed: int, count: int = 60) -> Gaussians:
         opacities=torch.full((count,), 0.9),
         colors=torch.rand(count, 3, generator=g),
     )
+
+
+def test_the_yardstick_takes_only_the_losses_of_another_fit() -> None:
+    other = FitSettings(iterations=9, size=64, lpips=7.0, ms_ssim=0.5, mask=0.0, rgb=3.0)
+    fit = with_losses_of(other)
+    assert (fit.lpips, fit.ms_ssim, fit.mask, fit.rgb) == (7.0, 0.5, 0.0, 3.0)
+    assert dataclasses.replace(fit, lpips=FIT.lpips, ms_ssim=FIT.ms_ssim, mask=FIT.mask, rgb=FIT.rgb) == FIT
 
 
 def test_identical_halves_agree_perfectly() -> None:

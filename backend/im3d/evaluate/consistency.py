@@ -25,7 +25,15 @@ from im3d.splats.render import best_rasterizer, render
 FIT = FitSettings(iterations=300, size=128, points=3000, max_gaussians=8000, lpips=0.0, ms_ssim=0.2, mask=1.0, rgb=1.0)
 
 
-def self_consistency(views: OrbitViews, perceptual: Perceptual, seed: int = 0) -> dict[str, float]:
+def with_losses_of(settings: FitSettings) -> FitSettings:
+    """The yardstick's fit with the loss weights of another: how well *its* results agree."""
+    weights = {name: getattr(settings, name) for name in ("lpips", "ms_ssim", "mask", "rgb")}
+    return dataclasses.replace(FIT, **weights)
+
+
+def self_consistency(
+    views: OrbitViews, perceptual: Perceptual, seed: int = 0, settings: FitSettings = FIT
+) -> dict[str, float]:
     """Agreement of the splats of the even views with those of the odd views, seen from between the views.
 
     Even true views give less than perfect numbers, because eight views do not fix an object: read them beside the
@@ -35,21 +43,25 @@ def self_consistency(views: OrbitViews, perceptual: Perceptual, seed: int = 0) -
         views: K ≥ 4 views.
         perceptual: Network of the distance.
         seed: Of both fits.
+        settings: Of both fits.
 
     Returns:
         The entries of `compare_halves`.
     """
-    even, odd = (fit_half(views, start, seed) for start in (0, 1))
+    even, odd = (fit_half(views, start, seed, settings, perceptual) for start in (0, 1))
     return compare_halves(even, odd, cameras_between(views.orbit, FIT.size), perceptual)
 
 
-def fit_half(views: OrbitViews, start: int, seed: int) -> Gaussians:
+def fit_half(
+    views: OrbitViews, start: int, seed: int, settings: FitSettings = FIT, perceptual: Perceptual | None = None
+) -> Gaussians:
     """The splats of every second view, beginning with `start`."""
     rows = slice(start, None, 2)
     orbit = dataclasses.replace(views.orbit, azimuths_deg=views.orbit.azimuths_deg[rows])
     device = torch.device("cpu")
-    fit = SplatFit(OrbitViews(views.rgba[rows], orbit), FIT, seed, device, best_rasterizer(device), None)
-    fit.run(FIT.iterations)
+    network = perceptual if settings.lpips else None
+    fit = SplatFit(OrbitViews(views.rgba[rows], orbit), settings, seed, device, best_rasterizer(device), network)
+    fit.run(settings.iterations)
     return fit.finished()
 
 

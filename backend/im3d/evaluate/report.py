@@ -10,7 +10,7 @@ from typing import Any
 
 from im3d.evaluate.ablation import Variant
 from im3d.evaluate.plots import plot_objects, plot_times
-from im3d.evaluate.tables import HEADLINE, TABLES, Row, done, summaries
+from im3d.evaluate.tables import HEADLINE, TABLES, Column, Row, done, summaries
 from im3d.storage import write_bytes
 
 STYLE = """
@@ -108,18 +108,25 @@ def _variant_sections(folder: Path, variant: Variant, rows: Sequence[Row], alone
 
 
 def _variant_table(groups: Sequence[tuple[Variant, Sequence[Row]]]) -> Table:
+    columns = _measured_columns([row for _, rows in groups for row in rows])
     body = []
     for variant, rows in groups:
         finished = done(rows)
-        means = {s.column.path: s for s in summaries(finished, HEADLINE)}
-        cells = [c.text(means[c.path].mean if c.path in means else None) for c in HEADLINE]
+        means = {s.column.path: s for s in summaries(finished, columns)}
+        cells = [c.text(means[c.path].mean if c.path in means else None) for c in columns]
         body.append([variant.title, f"{len(finished)}/{len(rows)}", *cells])
-    return Table(["mean of", "objects", *(c.title for c in HEADLINE)], body)
+    return Table(["mean of", "objects", *(c.title for c in columns)], body)
 
 
 def _object_table(rows: Sequence[Row]) -> Table:
-    body = [[str(row["name"]), *(c.text(c.value(row)) for c in HEADLINE)] for row in rows]
-    return Table(["object", *(c.title for c in HEADLINE)], body)
+    columns = _measured_columns(rows)
+    body = [[str(row["name"]), *(c.text(c.value(row)) for c in columns)] for row in rows]
+    return Table(["object", *(c.title for c in columns)], body)
+
+
+def _measured_columns(rows: Sequence[Row]) -> list[Column]:
+    """The headline's columns for which some row has a number."""
+    return [column for column in HEADLINE if any(column.value(row) is not None for row in rows)]
 
 
 def _markdown(title: str, sections: Sequence[Section]) -> str:

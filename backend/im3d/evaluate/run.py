@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from im3d.errors import Im3dError, InputError
 from im3d.evaluate.clip import Clip, clip_similarity
-from im3d.evaluate.consistency import draw, self_consistency
+from im3d.evaluate.consistency import draw, self_consistency, with_losses_of
 from im3d.evaluate.metrics import compare_views
 from im3d.evaluate.objects import EvaluationObject, Truth, draw_elevation, render_truth
 from im3d.evaluate.render import RenderJob, load_surface, load_views, render_views
@@ -26,6 +26,7 @@ from im3d.evaluate.surface import compare_surfaces
 from im3d.evaluate.warp import warped
 from im3d.images import OrbitViews, read_views, write_png, write_views
 from im3d.orbit import Cameras
+from im3d.settings import parse_overrides, preset_settings
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.perceptual import Perceptual
 from im3d.splats.ply import load_ply
@@ -138,6 +139,10 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
     if len(views.orbit) >= 4:
         try:
             row["consistency"] = self_consistency(views, perceptual)
+            if any(assignment.startswith("fit.") for assignment in plan.settings):
+                given = plan.source in GIVEN_VIEWS
+                fit = with_losses_of(parse_overrides(preset_settings(plan.preset, given), plan.settings).fit)
+                row["fit_consistency"] = self_consistency(views, perceptual, settings=fit)
         except InputError as error:
             # Half of the views can be too few for an object that all of them explain.
             row["consistency_error"] = str(error)

@@ -69,6 +69,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("consistency.ssim", "SSIM", 3, 1),
         Column("consistency.lpips", "perceptual distance", 3, -1),
     ),
+    "Agreement of odd and even views, fitted with the losses under test": (
+        Column("fit_consistency.psnr", "PSNR (dB)", 1, 1),
+        Column("fit_consistency.ssim", "SSIM", 3, 1),
+        Column("fit_consistency.lpips", "perceptual distance", 3, -1),
+    ),
     "Elevation of the orbit": (
         Column("elevation.error_deg", "error (°)", 1, -1),
         Column("elevation.confidence", "reported confidence", 2, 0),
@@ -101,6 +106,7 @@ HEADLINE = (
     Column("surface.chamfer", "Chamfer (%)", 2, -1, 100),
     Column("surface.fscore", "F-score", 3, 1),
     Column("consistency.lpips", "odd/even perceptual", 3, -1),
+    Column("fit_consistency.lpips", "same, own losses", 3, -1),
     Column("timings_s.total", "seconds", 0, -1),
 )
 
