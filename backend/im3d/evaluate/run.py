@@ -26,7 +26,7 @@ from im3d.evaluate.surface import compare_surfaces
 from im3d.evaluate.warp import warped
 from im3d.images import OrbitViews, read_views, write_png, write_views
 from im3d.orbit import Cameras
-from im3d.settings import parse_overrides, preset_settings
+from im3d.settings import Preset, parse_overrides, preset_settings
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.perceptual import Perceptual
 from im3d.splats.ply import load_ply
@@ -58,7 +58,7 @@ class Plan:
     views: int
     size: int
     seed: int
-    preset: str
+    preset: Preset
     settings: tuple[str, ...] = ()
     withhold_elevation: bool = False
 
