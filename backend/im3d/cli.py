@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("im3d.commands.resume", "continue an interrupted job"),
     "models": ("im3d.commands.models", "list, download and check the models, and show their licences"),
     "evaluate": ("im3d.evaluate.command", "measure the result against ground truth"),
+    "bench": ("im3d.commands.bench", "measure what every stage costs on this machine"),
     "serve": ("im3d.commands.serve", "run jobs asked for by messages on stdin, as Blender does"),
     "train": ("im3d.commands.train", "train a generator"),
     "doctor": ("im3d.commands.doctor", "say what this machine can do and what is missing"),

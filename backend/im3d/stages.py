@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from im3d.generators.files import FilesGenerator
 from im3d.images import OrbitViews, read_image, read_views, write_png, write_views
 from im3d.isnet import installed_isnet
 from im3d.jobs import Job, stage_seed
+from im3d.machine import choose_device, peak_memory_mb
 from im3d.masks import Segment, isolate, read_mask
 from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
 from im3d.mesh.export import write_glb
@@ -56,12 +56,10 @@ class Stages:
     """
 
     def __init__(self, job: Job, device: str, blender: str | None) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("There is no CUDA device.", "Use --device cpu.")
         self.job = job
         self.request = job.request
         self.settings = job.request.settings
-        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.device = choose_device(device)
         self.rasterizer = best_rasterizer(self.device)
         self.blender = Path(blender) if blender else None
 
@@ -340,7 +338,7 @@ class Stages:
             "timings_s": {**timings, "total": round(sum(timings.values()), 3)},
             "mesh_stats": notes["mesh_stats"],
             "unseen": notes["unseen"],
-            "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb": int(peak_memory_mb()),
             "warnings": notes.get("warnings", []),
             "settings": self.settings.to_json(),
         }
@@ -387,15 +385,3 @@ class Stages:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _peak_memory_mb() -> int:
-    """The largest resident size of this process, in MB."""
-    import psutil
-
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset / 2**20)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)

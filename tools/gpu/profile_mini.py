@@ -2,7 +2,7 @@
 
     python tools/gpu/profile_mini.py --batch 64
 
-Random orbits stand for rendered ones. Prints orbits a second, the share of the processor's bf16 rate measured in the same
+Random orbits stand for rendered ones. Prints orbits a second, the share of the bf16 rate measured in the same
 run, and torch's table of kernels.
 """
 

@@ -6,7 +6,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import shlex
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from im3d import __version__
 from im3d.errors import InputError
+from im3d.machine import processor_name
 from im3d.storage import make_folder, write_json
 
 SIZE = 256
@@ -136,21 +136,12 @@ def _facts(args: argparse.Namespace, perceptual: str, clip: str) -> dict[str, st
     return {
         "command": "im3d " + shlex.join(sys.argv[1:]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{_processor()}, {cores} core(s)" + (f", {threads} thread(s)" if threads else ""),
+        "machine": f"{processor_name()}, {cores} core(s)" + (f", {threads} thread(s)" if threads else ""),
         "im3d": __version__,
         "views": f"{args.views} of {SIZE}², source {args.source}",
         "perceptual distance by": perceptual,
         "CLIP": clip,
     }
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _metrics(facts: dict[str, str], groups: list[tuple[Any, list[dict[str, Any]]]]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class SplatFit:
         self.perceptual = perceptual if settings.lpips > 0 else None
         self.policy = densify.DensifyPolicy(max_gaussians=settings.max_gaussians)
         self.iteration = 0
-        self.last_losses: dict[str, float] = {}
+        self._last_losses: dict[str, Tensor] = {}
         self.tilt: torch.nn.Parameter | None = None
         self.retarget(views)
         self._start_from(initial_gaussians(views, settings, seed))
@@ -135,6 +135,11 @@ class SplatFit:
     def set_tilt_rate(self, rate: float) -> None:
         """Changes the learning rate of the elevation."""
         self._tilt_optimizer.param_groups[0]["lr"] = rate
+
+    @property
+    def last_losses(self) -> dict[str, float]:
+        """The weighted losses of the last iteration."""
+        return {name: float(value) for name, value in self._last_losses.items()}
 
     @property
     def perceptual_name(self) -> str:
@@ -222,7 +227,8 @@ class SplatFit:
         if self.perceptual is not None and targets.features is not None:
             distance = self.perceptual(self._shrunk(images), targets.features[background][rows])
             parts["lpips"] = weights.lpips * distance
-        self.last_losses.update({name: float(value.detach()) for name, value in parts.items()})
+        # Not as numbers: reading one makes the program wait for the GPU.
+        self._last_losses.update({name: value.detach() for name, value in parts.items()})
         return torch.stack(list(parts.values())).sum()
 
     def _shrunk(self, images: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""The fit: what an iteration is made of, a whole one, and the same loop written with the stock loss packages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from im3d.bench.measure import Bench
+from im3d.images import FloatArray, OrbitViews, premultiplied
+from im3d.settings import FitSettings
+from im3d.splats.fit import LEARNING_RATES, SplatFit
+from im3d.splats.losses import mask_loss, ms_ssim
+from im3d.splats.perceptual import (
+    LPIPS_MEAN,
+    LPIPS_STD,
+    VGG16_LAYERS,
+    Perceptual,
+    Vgg16,
+    load_perceptual,
+    lpips_weights,
+)
+from im3d.splats.render import best_rasterizer, render
+
+# Every so many-th view is held out to compare the quality of whole fits.
+HELD_OUT_EVERY = 4
+
+
+def bench_fit(bench: Bench, views: OrbitViews, settings: FitSettings, peer: bool) -> dict[str, Any]:
+    """Measures the parts of an iteration, and a whole fit.
+
+    Args:
+        bench: Takes the rows.
+        views: Pictures at known cameras, at least 8.
+        settings: Of the fit; the losses should be the paper's.
+        peer: Also run the loop as one would write it with the packages `lpips` and `pytorch_msssim`.
+
+    Returns:
+        Splats at the end, seconds and held-out PSNR of the whole fit, and of the peer's.
+    """
+    held = list(range(HELD_OUT_EVERY // 2, len(views.orbit), HELD_OUT_EVERY))
+    shown = _rows(views, [k for k in range(len(views.orbit)) if k not in held])
+    perceptual = random_vgg16(bench.device) if peer else load_perceptual(bench.device)
+    fit = _fit(SplatFit, bench, shown, settings, perceptual)
+    answer: dict[str, Any] = {"perceptual": perceptual.name, "iterations": settings.iterations}
+    answer["whole"] = _whole(bench, "whole fit", fit, _rows(views, held))
+    _parts(bench, fit, perceptual)
+    bench.measure("iteration", _iterations(fit))
+    if peer:
+        stock = _fit(StockFit, bench, shown, settings, perceptual)
+        answer["peer"] = _whole(bench, "whole fit, stock packages", stock, _rows(views, held))
+        bench.measure("iteration, stock packages", _iterations(stock))
+        answer["times_faster"] = answer["peer"]["seconds"] / answer["whole"]["seconds"]
+    return answer
+
+
+def _fit(
+    kind: type[SplatFit], bench: Bench, views: OrbitViews, settings: FitSettings, perceptual: Perceptual
+) -> SplatFit:
+    return kind(views, settings, 0, bench.device, best_rasterizer(bench.device), perceptual)
+
+
+def _whole(bench: Bench, part: str, fit: SplatFit, held_out: OrbitViews) -> dict[str, float]:
+    """Runs a fit to its end in two halves; the first iterations are the cold call."""
+    warm_up = max(1, fit.settings.iterations // 50)
+    row = bench.measure(part, _stretches(fit, warm_up), repeats=1)
+    return {
+        "seconds": row.cold_s + row.median_s,
+        "splats": len(fit.gaussians()),
+        "held_out_psnr": _psnr(fit, held_out),
+    }
+
+
+def _stretches(fit: SplatFit, warm_up: int) -> Callable[[], None]:
+    def run() -> None:
+        fit.run(warm_up if fit.iteration == 0 else fit.settings.iterations)
+
+    return run
+
+
+def _iterations(fit: SplatFit) -> Callable[[], None]:
+    """One more iteration at the size that the fit has reached; it no longer densifies."""
+
+    def step() -> None:
+        fit._step(fit._rows(fit.iteration))
+
+    return step
+
+
+def _parts(bench: Bench, fit: SplatFit, perceptual: Perceptual) -> None:
+    """Drawing, each loss with its gradient, and the optimiser, at the fit's present splats."""
+    rows = fit._rows(fit.iteration)
+    cameras, index = fit.cameras[rows], torch.tensor(rows)
+    features, ssim = fit.targets.features, fit.targets.ssim
+
+    def draw() -> Tensor:
+        return render(fit._activated(), cameras, fit.rasterizer).over(0.0)
+
+    def draw_without_gradient() -> None:
+        with torch.no_grad():
+            draw()
+
+    bench.measure("draw", draw_without_gradient)
+    bench.measure("draw, with gradient", lambda: draw().sum().backward())
+    picture = draw().detach().permute(0, 3, 1, 2).contiguous()
+
+    def with_gradient(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            loss(picture.clone().requires_grad_()).backward()
+
+        return run
+
+    if ssim is not None:
+        bench.measure("MS-SSIM, with gradient", with_gradient(lambda x: ms_ssim(x, ssim[0][index])))
+    if features is not None:
+        run = with_gradient(lambda x: perceptual(fit._shrunk(x), features[0][index]))
+        with FlopCounterMode(display=False) as counter:
+            run()
+        bench.measure("perceptual, with gradient", run, operations=counter.get_total_flops())
+
+    def step() -> None:
+        for parameter in fit.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        for optimizer in fit.optimizers.values():
+            optimizer.step()
+
+    bench.measure("optimiser", step)
+
+
+def _rows(views: OrbitViews, rows: list[int]) -> OrbitViews:
+    azimuths = tuple(views.orbit.azimuths_deg[k] for k in rows)
+    return OrbitViews(views.rgba[rows], dataclasses.replace(views.orbit, azimuths_deg=azimuths))
+
+
+def _psnr(fit: SplatFit, views: OrbitViews) -> float:
+    """dB over white, mean over views."""
+    size = fit.settings.size or views.size
+    truth: FloatArray = premultiplied(views.resized(size).rgba)
+    with torch.no_grad():
+        drawn = render(fit.gaussians(), views.orbit.cameras(size), fit.rasterizer).over(1.0).clamp(0, 1).cpu().numpy()
+    error = np.square(drawn - (truth[..., :3] + 1 - truth[..., 3:])).mean(axis=(1, 2, 3))
+    return float(np.mean(-10 * np.log10(error)))
+
+
+class StockFit(SplatFit):
+    """The same loop as one writes it with the packages: nothing about the targets is kept, Adam is not fused.
+
+    The perceptual network is `lpips`'s own with the same weights, which must be VGG16's.
+    """
+
+    def _targets(self, rgba: Tensor) -> Any:
+        import lpips
+
+        ours = self.perceptual
+        self.perceptual = None  # the targets' features are not computed ahead
+        targets = super()._targets(rgba)
+        self.perceptual = ours
+        assert ours is not None
+        self._lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).to(self.device).requires_grad_(False)
+        convolutions = [m for m in self._lpips.net.modules() if isinstance(m, nn.Conv2d)]
+        mine = [m for m in ours.network.modules() if isinstance(m, nn.Conv2d)]
+        for layer, source in zip(convolutions, mine, strict=True):
+            layer.load_state_dict(source.state_dict())
+        return targets
+
+    def _set_parameters(self, values: dict[str, Tensor]) -> None:
+        super()._set_parameters(values)
+        self.optimizers = {
+            k: torch.optim.Adam([p], lr=LEARNING_RATES[k], eps=1e-15, foreach=False, fused=False)
+            for k, p in self.parameters.items()
+        }
+
+    def _loss(self, images: Tensor, alpha: Tensor, rows: Tensor, background: int) -> Tensor:
+        import pytorch_msssim
+
+        weights = self.settings
+        x, y = images.permute(0, 3, 1, 2), self.targets.images[background][rows]
+        loss = weights.mask * mask_loss(alpha, self.targets.alpha[rows])
+        loss = loss + weights.ms_ssim * (1 - pytorch_msssim.ms_ssim(x, y, data_range=1))
+        distance: Tensor = self._lpips(self._shrunk(x), self._shrunk(y), normalize=True).mean()
+        return loss + weights.lpips * distance
+
+
+def random_vgg16(device: torch.device) -> Perceptual:
+    """LPIPS on VGG16 with random weights, the same each time: what a pass costs does not depend on them."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    index, channels = 0, 3
+    for block in VGG16_LAYERS:
+        for width in block:
+            scale = (2 / (9 * channels)) ** 0.5
+            state[f"{index}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) * scale
+            state[f"{index}.bias"] = torch.zeros(width)
+            index, channels = index + 2, width
+        index += 1
+    return Perceptual("vgg16 with random weights", Vgg16(state), lpips_weights(), LPIPS_MEAN, LPIPS_STD).to(device)

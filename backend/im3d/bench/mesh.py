@@ -1,0 +1,74 @@
+"""From splats to a file: every step of the mesh and texture stages."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from im3d.bench.measure import Bench
+from im3d.images import OrbitViews
+from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors
+from im3d.mesh.build import Surface, TexturedMesh
+from im3d.mesh.export import write_glb
+from im3d.mesh.field import fused_field
+from im3d.mesh.outline import fit_outlines
+from im3d.mesh.surface import extract_surface, simplified
+from im3d.mesh.tangents import vertex_tangents
+from im3d.mesh.unwrap import unwrap
+from im3d.settings import FitSettings, Settings
+from im3d.splats.depth import seen_directions
+from im3d.splats.fit import SplatFit
+from im3d.splats.gaussians import Gaussians
+from im3d.splats.render import best_rasterizer, blending_weights
+
+# Enough for an ordinary number of splats in ordinary places.
+FIT = FitSettings(iterations=300, lpips=0.0, ms_ssim=0.0, rgb=2.0)
+
+
+def bench_mesh(bench: Bench, views: OrbitViews, settings: Settings) -> dict[str, Any]:
+    """Measures depth fusion, marching cubes, simplification, outlines, atlas, baking and export.
+
+    Returns:
+        Splats, faces and texture size.
+    """
+    fit = SplatFit(views, FIT, 0, bench.device, best_rasterizer(bench.device), None)
+    fit.run(FIT.iterations)
+    gaussians = Gaussians(**{k: v.cpu() for k, v in vars(fit.finished()).items()})
+    mesh, texture = settings.mesh, settings.texture
+
+    field = _kept(bench, "depth fusion", lambda: fused_field(gaussians, views, mesh))
+    full = _kept(bench, "marching cubes", lambda: extract_surface(field, views))
+    coarse = _kept(bench, "simplification", lambda: simplified(full, mesh.faces))
+    surface = _kept(bench, "outlines", lambda: Surface(full, fit_outlines(coarse, views, mesh.outline_rounds)))
+    unwrapped = _kept(bench, "atlas", lambda: unwrap(surface.mesh, texture.size))
+    normals = surface.mesh.vertex_normals()[unwrapped.source]
+    tangents = vertex_tangents(unwrapped, normals)
+    texels = _kept(bench, "texels", lambda: atlas_texels(unwrapped, normals, texture.size))
+    cameras = views.orbit.cameras(views.size)
+
+    def guess() -> Any:
+        with torch.no_grad():
+            seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
+        return splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
+
+    colours = _kept(bench, "colours of what no view saw", guess)
+    baked = _kept(bench, "baking", lambda: bake_colors(unwrapped, texels, views, colours, texture))
+    normal_map = _kept(bench, "normal map", lambda: bake_normals(unwrapped, texels, normals, tangents, surface.full))
+    textured = TexturedMesh(unwrapped, normals, tangents, baked[0], normal_map, baked[1])
+    with tempfile.TemporaryDirectory() as folder:
+        bench.measure("GLB", lambda: write_glb(Path(folder) / "mesh.glb", textured, "bench", 1.0))
+    return {"splats": len(gaussians), "faces": len(surface.mesh.faces), "texture": texture.size}
+
+
+def _kept(bench: Bench, part: str, work: Any) -> Any:
+    """Measures `work` and returns what its last call returned."""
+    kept: list[Any] = []
+
+    def run() -> None:
+        kept[:] = [work()]
+
+    bench.measure(part, run)
+    return kept[0]

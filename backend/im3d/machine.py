@@ -1,0 +1,52 @@
+"""Facts about the machine and this process."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from im3d.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def processor_name() -> str:
+    """The processor's model, as the system calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mb() -> float:
+    """The largest resident size that this process has had, in MB."""
+    import psutil
+
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset / 2**20)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of that name; "auto" takes the GPU where there is one.
+
+    Args:
+        wanted: "auto", "cuda" or "cpu".
+
+    Raises:
+        InputError: There is no such device.
+    """
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA device.", "Use --device cpu.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

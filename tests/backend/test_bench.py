@@ -1,0 +1,95 @@
+"""`im3d bench`: the measurements' arithmetic, the peer that it compares with, and its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import analytic
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_mini
+
+from im3d.bench.fit import StockFit, bench_fit, random_vgg16
+from im3d.bench.measure import Bench
+from im3d.cli import main
+from im3d.generators import mini
+from im3d.images import write_views
+from im3d.settings import FitSettings
+from im3d.splats.fit import SplatFit
+
+CPU = torch.device("cpu")
+SMALL = FitSettings(iterations=12, size=176, points=300, max_gaussians=400, refine_every=4)
+
+
+def test_a_row_tells_cold_from_warm_and_counts_the_floor() -> None:
+    bench = Bench(CPU, repeats=3)
+    calls: list[int] = []
+    row = bench.measure("part", lambda: calls.append(1), operations=bench.rate)
+    assert len(calls) == 4
+    assert row.low_s <= row.median_s <= row.high_s
+    # As many operations as the machine does in a second.
+    assert row.floor_s == pytest.approx(1.0)
+    assert row.ratio == pytest.approx(row.median_s)
+    assert bench.report()["rows"][0]["part"] == "part"
+
+
+def test_the_rate_is_what_a_product_takes() -> None:
+    rate = Bench(CPU, repeats=1).rate
+    a = torch.ones(1536, 1536)
+    # Far slower or faster would be another quantity; a factor of ten leaves room for a busy machine.
+    row = Bench(CPU, repeats=5).measure("product", lambda: a @ a, operations=2 * 1536**3)
+    assert 0.1 < row.ratio * rate / (row.operations / row.floor_s) < 10
+
+
+def test_the_peers_loss_is_the_products_loss() -> None:
+    views = analytic.orbit_views(176, count=8)
+    network = random_vgg16(CPU)
+    ours, stock = (kind(views, SMALL, 0, CPU, "cpu", network) for kind in (SplatFit, StockFit))
+    rows = torch.tensor([2])
+    gradients, values = [], []
+    for fit in (ours, stock):
+        image = torch.rand(1, 176, 176, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        alpha = torch.full((1, 176, 176), 0.4)
+        loss = fit._loss(image, alpha, rows, 1)
+        loss.backward()
+        values.append(loss.item())
+        gradients.append(image.grad)
+    assert values[0] == pytest.approx(values[1], rel=2e-3)  # our cached features are in half precision
+    cosine = torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0)
+    assert cosine > 0.995
+
+
+@pytest.mark.slow
+def test_a_fit_beside_its_peer(tmp_path: Path) -> None:
+    bench = Bench(CPU, repeats=1)
+    facts = bench_fit(bench, analytic.orbit_views(176, count=8), SMALL, peer=True)
+    parts = [row.part for row in bench.rows]
+    assert parts[0] == "whole fit"
+    assert {"draw", "MS-SSIM, with gradient", "perceptual, with gradient", "iteration"} < set(parts)
+    perceptual = next(row for row in bench.rows if row.part.startswith("perceptual"))
+    # VGG16's convolutions at 176², forwards and, to the picture, backwards.
+    assert perceptual.operations == pytest.approx(2 * 2 * 9.5e9, rel=0.15)
+    assert facts["peer"]["splats"] > 0
+    assert np.isfinite([facts["whole"]["held_out_psnr"], facts["peer"]["held_out_psnr"], facts["times_faster"]]).all()
+
+
+def test_the_command_reports_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_mini().save_pretrained(tmp_path / "models" / "mini")
+    monkeypatch.setenv("IM3D_HOME", str(tmp_path))
+    monkeypatch.setattr(mini, "SHIPPED_WEIGHTS", tmp_path / "none")
+    assert main(["bench", "sample", "--repeats", "1", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["sample"]["weights"] == str(tmp_path / "models" / "mini")
+    assert answer["sample"]["rows"][0]["operations"] > 1e6
+
+
+def test_bad_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "fit", "--repeats", "0"]) == 2
+    views = analytic.orbit_views(64, count=4)
+    write_views(tmp_path / "four", views)
+    assert main(["bench", "fit", "--views", str(tmp_path / "four")]) == 2
+    assert "eight views" in capsys.readouterr().err
