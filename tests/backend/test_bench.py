@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import analytic
@@ -13,10 +14,11 @@ from tiny_models import tiny_mini
 
 from im3d.bench.fit import StockFit, bench_fit, random_vgg16
 from im3d.bench.measure import Bench
+from im3d.bench.mesh import bench_mesh
 from im3d.cli import main
 from im3d.generators import mini
 from im3d.images import write_views
-from im3d.settings import FitSettings
+from im3d.settings import FitSettings, preset_settings
 from im3d.splats.fit import SplatFit
 
 CPU = torch.device("cpu")
@@ -73,6 +75,17 @@ def test_a_fit_beside_its_peer(tmp_path: Path) -> None:
     assert perceptual.operations == pytest.approx(2 * 2 * 9.5e9, rel=0.15)
     assert facts["peer"]["splats"] > 0
     assert np.isfinite([facts["whole"]["held_out_psnr"], facts["peer"]["held_out_psnr"], facts["times_faster"]]).all()
+
+
+@pytest.mark.slow
+def test_every_step_to_a_file_is_measured() -> None:
+    bench = Bench(CPU, repeats=1)
+    settings = preset_settings("draft", given_views=True)
+    small = replace(settings, texture=replace(settings.texture, size=256), mesh=replace(settings.mesh, faces=2000))
+    facts = bench_mesh(bench, analytic.orbit_views(96, count=8), small)
+    assert [row.part for row in bench.rows][::9] == ["depth fusion", "GLB"]
+    assert facts["splats"] > 100
+    assert 1000 < facts["faces"] <= 2000
 
 
 def test_the_command_reports_as_json(

@@ -14,6 +14,7 @@ from im3d.generators.mini_resampling import (
     gathered,
     input_view_coordinates,
     lifted,
+    quarter_rotations,
     sample_depths,
     sampled,
     to_cells,
@@ -80,3 +81,13 @@ def test_points_of_every_view_are_found_in_the_input_view() -> None:
         column, row = (int(torch.round(to_cells(torch.tensor(w), size))) for w in (u, v))
         assert np.abs(xy[0, k, row, column].numpy() - seen[0, :2]).max() < 0.03
         assert float(depth0[0, k, row, column]) == pytest.approx(seen[0, 2], abs=0.05)
+
+
+def test_what_was_kept_while_sampling_serves_training() -> None:
+    quarter_rotations.cache_clear()
+    with torch.inference_mode():
+        sampled(torch.zeros(1, 4, 4, 4, 1), torch.zeros(1), 8)
+    volume = torch.rand(1, 4, 4, 4, 1, requires_grad=True)
+    sampled(volume, torch.zeros(1), 8).sum().backward()
+    assert volume.grad is not None
+    assert volume.grad.abs().sum() > 0

@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from im3d.bench.measure import Bench
 from im3d.images import OrbitViews
 from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors
@@ -50,8 +48,7 @@ def bench_mesh(bench: Bench, views: OrbitViews, settings: Settings) -> dict[str,
     cameras = views.orbit.cameras(views.size)
 
     def guess() -> Any:
-        with torch.no_grad():
-            seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
+        seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
         return splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
 
     colours = _kept(bench, "colours of what no view saw", guess)

@@ -32,11 +32,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise InputError(f"--repeats is {args.repeats}.", "Measure at least once.")
-    reports = {part: _in_child(part) for part in PARTS} if args.what == "all" else {args.what: _report(args)}
+    reports: dict[str, Any] = {}
+    failures: list[Im3dError] = []
+    for part in PARTS if args.what == "all" else (args.what,):
+        try:
+            reports[part] = _in_child(part) if args.what == "all" else _report(args)
+        except Im3dError as error:  # what the other parts took minutes to measure is not thrown away
+            failures.append(error)
+            continue
+        if not args.json:
+            print(table(part, reports[part]) + "\n", flush=True)
+    if failures:
+        if reports and args.json:
+            print(json.dumps({"status": "partly", **reports}))
+        raise failures[0]
     if args.json:
         print(json.dumps({"status": "done", **reports}))
-    else:
-        print("\n\n".join(table(part, report) for part, report in reports.items()))
     return 0
 
 

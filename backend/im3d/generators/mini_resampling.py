@@ -41,6 +41,7 @@ def to_cells(x: Tensor, n: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)  # kept for later calls, which may need gradients through products with it
 def quarter_rotations(n: int, views: int, device: torch.device, back: bool = False) -> Tensor:
     """Ground planes (d, x) of the first quarter's views from the input view's, or back: (views/4, n², n²)."""
     c = cell_centres(n, device)
