@@ -14,7 +14,7 @@ from torch import Tensor
 
 from im3d.errors import InputError
 from im3d.orbit import Cameras, Orbit
-from im3d.splats import rasterize_cuda
+from im3d.splats import rasterize_cpu, rasterize_cuda
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.project import MIN_ALPHA, Projected, project
 from im3d.splats.project_cpu import project_fused
@@ -200,3 +200,13 @@ def test_a_device_without_a_rasteriser_is_refused_with_the_reason(monkeypatch: p
     with pytest.raises(InputError, match="no nvcc") as caught:
         best_rasterizer(torch.device("cuda"))
     assert "--device cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_tiles_evenly(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rasterize_cpu, "get_num_threads", lambda: threads)
+    work = np.random.default_rng(0).pareto(1.5, 200).astype(np.int64)
+    order = rasterize_cpu._balanced(work)
+    assert sorted(order) == list(range(200))
+    shares = [work[run].sum() for run in np.array_split(order, threads)]
+    assert max(shares) - min(shares) <= work.max()

@@ -15,7 +15,7 @@ from im3d.bench.measure import Bench
 from im3d.images import FloatArray, OrbitViews, premultiplied
 from im3d.settings import FitSettings
 from im3d.splats.fit import LEARNING_RATES, SplatFit
-from im3d.splats.losses import mask_loss, ms_ssim
+from im3d.splats.losses import mask_loss
 from im3d.splats.perceptual import (
     LPIPS_MEAN,
     LPIPS_STD,
@@ -26,6 +26,7 @@ from im3d.splats.perceptual import (
     lpips_weights,
 )
 from im3d.splats.render import best_rasterizer, render
+from im3d.splats.view_losses import ViewLosses
 
 # Every so many-th view is held out to compare the quality of whole fits.
 HELD_OUT_EVERY = 4
@@ -49,7 +50,7 @@ def bench_fit(bench: Bench, views: OrbitViews, settings: FitSettings, peer: bool
     fit = _fit(SplatFit, bench, shown, settings, perceptual)
     answer: dict[str, Any] = {"perceptual": perceptual.name, "iterations": settings.iterations}
     answer["whole"] = _whole(bench, "whole fit", fit, _rows(views, held))
-    _parts(bench, fit, perceptual)
+    _parts(bench, fit)
     bench.measure("iteration", _iterations(fit))
     if peer:
         stock = _fit(StockFit, bench, shown, settings, perceptual)
@@ -92,11 +93,10 @@ def _iterations(fit: SplatFit) -> Callable[[], None]:
     return step
 
 
-def _parts(bench: Bench, fit: SplatFit, perceptual: Perceptual) -> None:
+def _parts(bench: Bench, fit: SplatFit) -> None:
     """Drawing, each loss with its gradient, and the optimiser, at the fit's present splats."""
     rows = fit._rows(fit.iteration)
-    cameras, index = fit.cameras[rows], torch.tensor(rows)
-    features, ssim = fit.targets.features, fit.targets.ssim
+    cameras, losses = fit.cameras[rows], fit.losses
 
     def draw() -> Tensor:
         return render(fit._activated(), cameras, fit.rasterizer).over(0.0)
@@ -115,10 +115,10 @@ def _parts(bench: Bench, fit: SplatFit, perceptual: Perceptual) -> None:
 
         return run
 
-    if ssim is not None:
-        bench.measure("MS-SSIM, with gradient", with_gradient(lambda x: ms_ssim(x, ssim[0][index])))
-    if features is not None:
-        run = with_gradient(lambda x: perceptual(fit._shrunk(x), features[0][index]))
+    if fit.settings.ms_ssim > 0:
+        bench.measure("MS-SSIM, with gradient", with_gradient(lambda x: losses.ms_ssim(x, rows, 0)))
+    if fit.perceptual is not None:
+        run = with_gradient(lambda x: losses.distance(x, rows, 0))
         with FlopCounterMode(display=False) as counter:
             run()
         bench.measure("perceptual, with gradient", run, operations=counter.get_total_flops())
@@ -148,25 +148,14 @@ def _psnr(fit: SplatFit, views: OrbitViews) -> float:
 
 
 class StockFit(SplatFit):
-    """The same loop as one writes it with the packages: nothing about the targets is kept, Adam is not fused.
+    """The same loop as one writes it with the packages: stock losses, and Adam is not fused.
 
-    The perceptual network is `lpips`'s own with the same weights, which must be VGG16's.
+    The perceptual network must be VGG16's.
     """
 
-    def _targets(self, rgba: Tensor) -> Any:
-        import lpips
-
-        ours = self.perceptual
-        self.perceptual = None  # the targets' features are not computed ahead
-        targets = super()._targets(rgba)
-        self.perceptual = ours
-        assert ours is not None
-        self._lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).to(self.device).requires_grad_(False)
-        convolutions = [m for m in self._lpips.net.modules() if isinstance(m, nn.Conv2d)]
-        mine = [m for m in ours.network.modules() if isinstance(m, nn.Conv2d)]
-        for layer, source in zip(convolutions, mine, strict=True):
-            layer.load_state_dict(source.state_dict())
-        return targets
+    def _losses(self, rgba: Tensor) -> ViewLosses:
+        assert self.perceptual is not None
+        return StockLosses(rgba, self.settings, self.perceptual)
 
     def _set_parameters(self, values: dict[str, Tensor]) -> None:
         super()._set_parameters(values)
@@ -175,15 +164,32 @@ class StockFit(SplatFit):
             for k, p in self.parameters.items()
         }
 
-    def _loss(self, images: Tensor, alpha: Tensor, rows: Tensor, background: int) -> Tensor:
+
+class StockLosses(ViewLosses):
+    """The losses by the packages `lpips`, with the same weights, and `pytorch_msssim`; nothing about views is kept."""
+
+    def __init__(self, rgba: Tensor, settings: FitSettings, perceptual: Perceptual) -> None:
+        import lpips
+
+        super().__init__(rgba, dataclasses.replace(settings, ms_ssim=0.0), None)
+        self.settings = settings
+        self._lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).to(rgba.device).requires_grad_(False)
+        convolutions = [m for m in self._lpips.net.modules() if isinstance(m, nn.Conv2d)]
+        mine = [m for m in perceptual.network.modules() if isinstance(m, nn.Conv2d)]
+        for layer, source in zip(convolutions, mine, strict=True):
+            layer.load_state_dict(source.state_dict())
+
+    def __call__(self, images: Tensor, alpha: Tensor, rows: list[int], background: int) -> dict[str, Tensor]:
         import pytorch_msssim
 
-        weights = self.settings
-        x, y = images.permute(0, 3, 1, 2), self.targets.images[background][rows]
-        loss = weights.mask * mask_loss(alpha, self.targets.alpha[rows])
-        loss = loss + weights.ms_ssim * (1 - pytorch_msssim.ms_ssim(x, y, data_range=1))
-        distance: Tensor = self._lpips(self._shrunk(x), self._shrunk(y), normalize=True).mean()
-        return loss + weights.lpips * distance
+        weights, targets = self.settings, self.images[background][rows]
+        similarity = pytorch_msssim.ms_ssim(images, targets, data_range=1)
+        distance: Tensor = self._lpips(self._shrunk(images), self._shrunk(targets), normalize=True).mean()
+        return {
+            "mask": weights.mask * mask_loss(alpha, self.alpha[rows]),
+            "ms_ssim": weights.ms_ssim * (1 - similarity),
+            "lpips": weights.lpips * distance,
+        }
 
 
 def random_vgg16(device: torch.device) -> Perceptual:

@@ -13,7 +13,6 @@ as one that was never stopped.
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +29,18 @@ from im3d.settings import FitSettings
 from im3d.splats import densify
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.hull import hull_points
-from im3d.splats.losses import SsimTarget, mask_loss, ms_ssim, rgb_loss, ssim_target
-from im3d.splats.perceptual import Features, Perceptual
+from im3d.splats.perceptual import Perceptual
 from im3d.splats.render import Rasterizer, blending_weights, render
+from im3d.splats.view_losses import BACKGROUNDS, ViewLosses
 from im3d.storage import replacing
 
 LEARNING_RATES = {"means": 1e-3, "scales": 5e-3, "quats": 5e-3, "opacities": 5e-2, "colors": 2e-2}
 # Positions end at this share of their learning rate, falling exponentially, as in 3DGS.
 FINAL_MEANS_RATE = 0.02
 INITIAL_OPACITY = 0.1
-# Both backgrounds must be explained, or a white object on white could stay transparent. Two, so that the features of
-# the targets over each can be computed once.
-BACKGROUNDS = (0.0, 1.0)
 # A splat that never contributes a third of a pixel is hidden inside; it would show up from new angles.
 UNSEEN_WEIGHT = 0.3
 PREVIEW_EVERY = 50
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """What the views give to the losses, computed once; entries of `images`, `ssim` and `features` go by background."""
-
-    alpha: Tensor  # (K, S, S)
-    images: list[Tensor]  # (K, 3, S, S)
-    ssim: list[SsimTarget] | None
-    features: list[Features] | None
 
 
 class SplatFit:
@@ -106,7 +92,7 @@ class SplatFit:
         viewmats = np.concatenate([v.orbit.cameras(size).viewmats for v in orbits])
         self.cameras = Cameras(viewmats, cameras.focal, size)
         rgba = np.concatenate([premultiplied(v.resized(size).rgba) for v in orbits])
-        self.targets = self._targets(torch.from_numpy(rgba).to(self.device))
+        self.losses = self._losses(torch.from_numpy(rgba).to(self.device))
 
     def run(self, until: int, progress: Progress = silent) -> None:
         """Optimises up to iteration `until`.
@@ -198,7 +184,11 @@ class SplatFit:
         self.optimizers["means"].param_groups[0]["lr"] = LEARNING_RATES["means"] * rate
 
         rendered = render(self._activated(), self.cameras[rows], self.rasterizer, tilt=self.tilt)
-        loss = self._loss(rendered.over(BACKGROUNDS[background]), rendered.alpha, torch.tensor(rows), background)
+        images = rendered.over(BACKGROUNDS[background]).permute(0, 3, 1, 2)
+        parts = self.losses(images, rendered.alpha, rows, background)
+        # Not as numbers: reading one makes the program wait for the GPU.
+        self._last_losses.update({name: value.detach() for name, value in parts.items()})
+        loss = torch.stack(list(parts.values())).sum()
         loss.backward()
         with torch.no_grad():
             self.statistics["gradient"] += (rendered.screen_gradients() * rendered.visible).sum(dim=0)
@@ -214,27 +204,6 @@ class SplatFit:
             self.statistics = densify.refine(self.parameters, self.optimizers, self.statistics, self.policy, seed)
             if self.policy.reset_every and self.iteration % self.policy.reset_every == 0:
                 densify.reset_opacities(self.parameters, self.optimizers, 2 * self.policy.min_opacity)
-
-    def _loss(self, images: Tensor, alpha: Tensor, rows: Tensor, background: int) -> Tensor:
-        """The weighted sum of the paper (3.3); `images` (V, S, S, 3) over the background, `alpha` (V, S, S)."""
-        weights, targets = self.settings, self.targets
-        images = images.permute(0, 3, 1, 2)
-        parts = {"mask": weights.mask * mask_loss(alpha, targets.alpha[rows])}
-        if weights.rgb > 0:
-            parts["rgb"] = weights.rgb * rgb_loss(images, targets.images[background][rows])
-        if targets.ssim is not None:
-            parts["ms_ssim"] = weights.ms_ssim * (1 - ms_ssim(images, targets.ssim[background][rows]))
-        if self.perceptual is not None and targets.features is not None:
-            distance = self.perceptual(self._shrunk(images), targets.features[background][rows])
-            parts["lpips"] = weights.lpips * distance
-        # Not as numbers: reading one makes the program wait for the GPU.
-        self._last_losses.update({name: value.detach() for name, value in parts.items()})
-        return torch.stack(list(parts.values())).sum()
-
-    def _shrunk(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) as the perceptual loss sees them."""
-        factor = self.settings.lpips_shrink
-        return F.avg_pool2d(images, factor) if factor > 1 else images
 
     def _densifies(self) -> bool:
         total, every = self.settings.iterations, self.settings.refine_every
@@ -282,30 +251,13 @@ class SplatFit:
             k: torch.optim.Adam([p], lr=LEARNING_RATES[k], eps=1e-15, fused=True) for k, p in self.parameters.items()
         }
 
-    def _targets(self, rgba: Tensor) -> _Targets:
-        """Everything the losses need of premultiplied (K, S, S, 4) views."""
-        alpha = rgba[..., 3]
-        images = [(rgba[..., :3] + (1 - alpha[..., None]) * b).permute(0, 3, 1, 2).contiguous() for b in BACKGROUNDS]
-        ssim = [ssim_target(i) for i in images] if self.settings.ms_ssim > 0 else None
-        features = None
-        if self.perceptual is not None:
-            with torch.no_grad():
-                features = [_features_of(self.perceptual, self._shrunk(i)) for i in images]
-        return _Targets(alpha, images, ssim, features)
+    def _losses(self, rgba: Tensor) -> ViewLosses:
+        return ViewLosses(rgba, self.settings, self.perceptual)
 
     def _preview(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         with torch.no_grad():
             rendered = render(self._activated(), self.cameras[0], self.rasterizer)
             return rendered.over(1.0)[0].clamp(0, 1).cpu().numpy()
-
-
-def _features_of(perceptual: Perceptual, images: Tensor) -> Features:
-    """Features of many images, in half precision: those of VGG16 for 16 views of 512² on two backgrounds need 2 GB.
-
-    One image at a time, because the activations of four would need another gigabyte.
-    """
-    parts = [[layer.half() for layer in perceptual.features(image[None]).layers] for image in images]
-    return Features([torch.cat(layers) for layers in zip(*parts, strict=True)])
 
 
 def initial_gaussians(views: OrbitViews, settings: FitSettings, seed: int) -> Gaussians:

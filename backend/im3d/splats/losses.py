@@ -21,6 +21,24 @@ KNEE = 0.02
 
 
 @dataclass(frozen=True)
+class Box:
+    """Rows and columns of a picture, in pixels."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def area(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+
+@dataclass(frozen=True)
 class SsimTarget:
     """B target images and their local statistics at every scale.
 
@@ -34,7 +52,7 @@ class SsimTarget:
     means: list[Tensor]
     variances: list[Tensor]
 
-    def __getitem__(self, rows: Tensor) -> SsimTarget:
+    def __getitem__(self, rows: Tensor | list[int]) -> SsimTarget:
         return SsimTarget(*([t[rows] for t in part] for part in (self.images, self.means, self.variances)))
 
 
@@ -53,7 +71,7 @@ def ssim_target(images: Tensor) -> SsimTarget:
     return SsimTarget(pyramid, means, variances)
 
 
-def ms_ssim(images: Tensor, target: SsimTarget) -> Tensor:
+def ms_ssim(images: Tensor, target: SsimTarget, box: Box | None = None) -> Tensor:
     """Multi-scale structural similarity, mean over images and channels: 1 for equal images.
 
     Equal to `pytorch_msssim.ms_ssim(images, target, data_range=1)` wherever every scale's contrast similarity exceeds
@@ -64,6 +82,8 @@ def ms_ssim(images: Tensor, target: SsimTarget) -> Tensor:
     Args:
         images: (B, 3, S, S) in [0, 1].
         target: Of the same images' targets.
+        box: Outside it images and targets are equal, and equal also in the ten pixels inside its border: there the
+            finest scale, which costs most, need not look. At least 11 pixels wide.
     """
     scales = len(target.images)
     weights = [w / sum(SCALE_WEIGHTS[:scales]) * sum(SCALE_WEIGHTS) for w in SCALE_WEIGHTS[:scales]]
@@ -72,7 +92,11 @@ def ms_ssim(images: Tensor, target: SsimTarget) -> Tensor:
     for scale, (y, mean_y, var_y) in enumerate(zip(target.images, target.means, target.variances, strict=True)):
         if scale:
             x = _halved(x)
-        similarity = _similarity(x, y, mean_y, var_y, luminance=scale == scales - 1)
+        last = scale == scales - 1
+        if box is not None and scale == 0:
+            similarity = _similarity_within(box, x, y, mean_y, var_y, luminance=last)
+        else:
+            similarity = _similarity(x, y, mean_y, var_y, luminance=last)
         factor = _positive(similarity) ** weights[scale]
         product = factor if product is None else product * factor
     assert product is not None
@@ -91,6 +115,16 @@ def _similarity(x: Tensor, y: Tensor, mean_y: Tensor, var_y: Tensor, luminance: 
     if luminance:
         value = value * (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
     return value.mean(dim=(2, 3))
+
+
+def _similarity_within(box: Box, x: Tensor, y: Tensor, mean_y: Tensor, var_y: Tensor, luminance: bool) -> Tensor:
+    """`_similarity` of pictures that are equal outside a box, where it is 1."""
+    rows, columns = box.slices
+    inner = slice(box.top, box.bottom - WINDOW + 1), slice(box.left, box.right - WINDOW + 1)
+    x, y = x[:, :, rows, columns], y[:, :, rows, columns]
+    value = _similarity(x, y, mean_y[:, :, *inner], var_y[:, :, *inner], luminance)
+    share = (inner[0].stop - inner[0].start) * (inner[1].stop - inner[1].start) / mean_y[0, 0].numel()
+    return 1 - share * (1 - value)
 
 
 def mask_loss(alpha: Tensor, target: Tensor) -> Tensor:

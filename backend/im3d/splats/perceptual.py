@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from im3d.paths import models_folder
 
 EPS = 1e-10
+# Features of unit length lie in [−1, 1]; the finest step of 16 bits.
+PACKED_UNIT = 1 / 32767
 # Squared length below which a feature counts as zero: the square root has no gradient at 0.
 TINY = 1e-14
 # LPIPS shifts and scales images in [−1, 1]; these are its constants for images in [0, 1].
@@ -57,9 +59,13 @@ def load_perceptual(device: torch.device) -> Perceptual:
 
 @dataclass(frozen=True)
 class Features:
-    """Unit-length features of B images, one tensor (B, C, H, W) a layer."""
+    """Unit-length features of B images, one tensor (B, C, H, W) a layer; as numbers, or packed in 16 bits."""
 
     layers: list[Tensor]
+
+    def packed(self) -> Features:
+        """In steps of `PACKED_UNIT`: those of VGG16 for 16 views of 512² on two backgrounds need 2 GB even so."""
+        return Features([(layer / PACKED_UNIT).round().to(torch.int16) for layer in self.layers])
 
     def __getitem__(self, rows: Tensor) -> Features:
         return Features([layer[rows] for layer in self.layers])
@@ -101,10 +107,17 @@ class Perceptual(nn.Module):
         With f/|f| and t of unit length, Σ w·(f/|f| − t)² = Σ w·f²/|f|² − 2·Σ w·f·t/|f| + Σ w·t²: three sums over the
         channels instead of a normalised copy of every feature map.
         """
+        from im3d.splats import perceptual_cpu
+
         total = images.new_zeros(())
         for i, (mine, cached) in enumerate(zip(self._maps(images), target.layers, strict=True)):
-            theirs = cached.to(mine.dtype)
-            weight = self.get_buffer(f"weight{i}").view(1, -1, 1, 1)
+            weight = self.get_buffer(f"weight{i}")
+            packed = cached.dtype == torch.int16
+            if packed and mine.device.type == "cpu" and mine.dtype == torch.float32:
+                total = total + perceptual_cpu.layer_distance(mine, cached, weight, PACKED_UNIT, TINY, EPS)
+                continue
+            theirs = cached.to(mine.dtype) * PACKED_UNIT if packed else cached.to(mine.dtype)
+            weight = weight.view(1, -1, 1, 1)
             squared = mine.square()
             length = _length(squared)
             energy = (weight * squared).sum(dim=1) / length.square()
@@ -180,7 +193,7 @@ class EfficientNetLite0(nn.Module):
             self.stages.append(stage)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.relu6(self.stem(x))
+        x = F.relu6(self.stem(x), inplace=True)
         taps = [x]
         for stage in self.stages:
             x = stage(x)
@@ -201,8 +214,8 @@ class _Block(nn.Module):
         self.residual = same_width and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.residual else y
 
 
@@ -210,11 +223,21 @@ class _SameConv(nn.Conv2d):
     """Convolution padded as TensorFlow pads: output = ceil(input / stride), the odd pixel at the end."""
 
     def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1 or all(side % 2 for side in x.shape[2:]):
+            return self._convolved(x, self.weight, kernel // 2)
+        if all(side % 2 == 0 for side in x.shape[2:]):
+            # One pixel more at the end than at the beginning: a kernel that is empty there, on equal padding. A padded
+            # copy of the picture takes three times as long.
+            return self._convolved(x, F.pad(self.weight, (1, 0, 1, 0)), kernel // 2)
         padding = []
-        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+        for size in x.shape[:1:-1]:
             total = max(0, ((size + stride - 1) // stride - 1) * stride + kernel - size)
             padding += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, padding) if any(padding) else x)
+        return self._convolved(F.pad(x, padding), self.weight, 0)
+
+    def _convolved(self, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+        return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
 
 
 def _folded(state: dict[str, Tensor], convolution: str, norm: str, stride: int = 1) -> _SameConv:

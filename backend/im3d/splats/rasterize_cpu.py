@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -94,7 +94,8 @@ class _Rasterize(torch.autograd.Function):
         image = np.empty((size, size, 3), np.float32)
         transmittance = np.empty((size, size), np.float32)
         last = np.empty(tiles.per_side**2, np.int64)
-        _forward(*inputs, tiles.offsets, tiles.splats, size, tiles.per_side, image, transmittance, last)
+        order = _balanced(np.diff(tiles.offsets))
+        _forward(*inputs, tiles.offsets, tiles.splats, size, tiles.per_side, order, image, transmittance, last)
         ctx.saved = (inputs, tiles, size, image, transmittance, last)
         return torch.from_numpy(image), torch.from_numpy(transmittance)
 
@@ -103,13 +104,23 @@ class _Rasterize(torch.autograd.Function):
         inputs, tiles, size, image, transmittance, last = ctx.saved
         g_slots = np.empty((len(tiles.splats), 9), np.float32)
         _backward(
-            *inputs, tiles.offsets, tiles.splats, size, tiles.per_side, last,
+            *inputs, tiles.offsets, tiles.splats, size, tiles.per_side, _balanced(last - tiles.offsets[:-1]), last,
             image, transmittance, *(g.contiguous().numpy() for g in gradients), g_slots,
         )  # fmt: skip
         total = np.zeros((len(inputs[0]), 9), np.float32)
         _sum_slots(g_slots, tiles.splat_offsets, tiles.slots, total)
         g = torch.from_numpy(total)
         return g[:, 0:2], g[:, 2:5], g[:, 5], g[:, 6:9], None, None
+
+
+def _balanced(work: NDArray[np.int64]) -> NDArray[np.int64]:
+    """An order of the tiles in which every thread's run of them holds about the same work.
+
+    numba gives each thread one run of neighbours, which for most objects leaves some with little to do.
+    """
+    threads = get_num_threads()
+    order = np.argsort(-work, kind="stable")
+    return np.concatenate([order[first::threads] for first in range(threads)])
 
 
 @njit(parallel=True, fastmath=True, cache=True)
@@ -191,8 +202,11 @@ def _falloff(sigma):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
-def _forward(means, conics, opacities, colors, extents, offsets, splats, size, per_side, image, through, last):  # type: ignore[no-untyped-def]
-    for t in prange(per_side * per_side):
+def _forward(  # type: ignore[no-untyped-def]
+    means, conics, opacities, colors, extents, offsets, splats, size, per_side, order, image, through, last
+):  # fmt: skip
+    for tile in prange(len(order)):
+        t = order[tile]
         px0 = (t % per_side) * TILE
         py0 = (t // per_side) * TILE
         T = np.ones((TILE, TILE), np.float32)
@@ -248,10 +262,11 @@ def _forward(means, conics, opacities, colors, extents, offsets, splats, size, p
 
 @njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
 def _backward(  # type: ignore[no-untyped-def]
-    means, conics, opacities, colors, extents, offsets, splats, size, per_side, last,
+    means, conics, opacities, colors, extents, offsets, splats, size, per_side, order, last,
     image, through, g_image, g_through, g_slots,
 ):  # fmt: skip
-    for t in prange(per_side * per_side):
+    for tile in prange(len(order)):
+        t = order[tile]
         px0 = (t % per_side) * TILE
         py0 = (t // per_side) * TILE
         T = np.ones((TILE, TILE), np.float32)

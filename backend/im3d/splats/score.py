@@ -56,7 +56,7 @@ def photometric_score(views: OrbitViews, iterations: int = SCORE_FIT.iterations,
     with torch.no_grad():
         rendered = render(fit.gaussians(), fit.cameras, "cpu")
         white = rendered.over(1.0).permute(0, 3, 1, 2)
-        return -float(rgb_loss(white, fit.targets.images[1]) + mask_loss(rendered.alpha, fit.targets.alpha))
+        return -float(rgb_loss(white, fit.losses.images[1]) + mask_loss(rendered.alpha, fit.losses.alpha))
 
 
 def refined_elevation(views: OrbitViews, seed: int = 0, progress: Progress = silent) -> float:
