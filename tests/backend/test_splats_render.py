@@ -206,7 +206,7 @@ def test_a_device_without_a_rasteriser_is_refused_with_the_reason(monkeypatch: p
 def test_threads_share_the_tiles_evenly(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rasterize_cpu, "get_num_threads", lambda: threads)
     work = np.random.default_rng(0).pareto(1.5, 200).astype(np.int64)
-    order = rasterize_cpu._balanced(work)
+    order = rasterize_cpu.balanced(work)
     assert sorted(order) == list(range(200))
     shares = [work[run].sum() for run in np.array_split(order, threads)]
     assert max(shares) - min(shares) <= work.max()

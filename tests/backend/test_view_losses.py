@@ -89,7 +89,7 @@ def test_ms_ssim_within_the_box_is_that_of_the_picture() -> None:
     value, gradient = value_and_gradient(ms_ssim(x, ssim_target(y), box), x)
     expected, expected_gradient = value_and_gradient(ms_ssim(x, ssim_target(y)), x)
     assert float(expected) < 0.99
-    assert float(value) == pytest.approx(float(expected), abs=1e-6)
+    assert float(value) == pytest.approx(float(expected), abs=5e-6)
     # Outside the box the whole picture's loss has a small gradient too; the mask loss speaks there.
     inside = np.s_[:, :, box.top + 5 : box.bottom - 5, box.left + 5 : box.right - 5]
     torch.testing.assert_close(gradient[inside], expected_gradient[inside], rtol=1e-3, atol=1e-7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from im3d.orbit import Cameras
 FloatArray = NDArray[np.float32]
 # Distances are computed on a grid this many times finer than the pixels.
 SUBPIXELS = 4
+# Samples along each side of the blocks in which the hull's distances are taken.
+BLOCK = 4
 # A hull is flat when its shortest side is under this share of the longest, and it is seen edge-on when no silhouette
 # holds a disc of this radius, as a share of the picture's side (2.5 pixels of 256): nothing shows the broad side.
 FLAT_SHARE, EDGE_ON_SHARE = 0.1, 0.01
@@ -63,7 +66,7 @@ def hull_field(distances: FloatArray, cameras: Cameras, grid: Grid, cut: float) 
         distances: (C, n, n) from `signed_distances`, in pixels.
         cameras: The C cameras.
         grid: Where to sample.
-        cut: Values above this are not refined further: far outside, the exact distance does not matter.
+        cut: Where the distance is more than this, outside or inside, its exact value does not matter.
 
     Returns:
         (n, n, n), positive outside, indexed x, y, z.
@@ -89,7 +92,7 @@ def hull_grid(
     low, high = np.full(3, -half), np.full(3, half)
     for _ in range(2):
         coarse = Grid.around(low, high, 64)
-        inside = np.argwhere(hull_field(distances, cameras, coarse, 1e9) < 0.75 * coarse.step)
+        inside = np.argwhere(hull_field(distances, cameras, coarse, coarse.step) < 0.75 * coarse.step)
         if len(inside) < 8:
             raise InputError(
                 "The silhouettes of the views have no common volume.",
@@ -132,33 +135,58 @@ def _covered(alpha):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, fastmath=True, cache=True)
 def _hull_field(distances, viewmats, f, size, low, step, n, cut):  # type: ignore[no-untyped-def]
+    """Block by block: one whose middle lies farther from the surface than its corners reach keeps that one value.
+
+    Only distances up to `cut` count, on either side.
+    """
     out = np.empty((n, n, n), np.float32)
+    blocks = (n + BLOCK - 1) // BLOCK
+    middle = 0.5 * (BLOCK - 1)
+    # The field changes by a little more than the way, because pictures are magnified towards the camera.
+    reach = cut + 1.25 * math.sqrt(3.0) * middle * step
+    for block in prange(blocks * blocks):
+        x0 = block // blocks * BLOCK
+        y0 = block % blocks * BLOCK
+        for z0 in range(0, n, BLOCK):
+            value = _hull_distance(
+                distances, viewmats, f, size,
+                low[0] + (x0 + middle) * step, low[1] + (y0 + middle) * step, low[2] + (z0 + middle) * step, reach,
+            )  # fmt: skip
+            far = abs(value) > reach
+            for x in range(x0, min(x0 + BLOCK, n)):
+                for y in range(y0, min(y0 + BLOCK, n)):
+                    for z in range(z0, min(z0 + BLOCK, n)):
+                        if not far:
+                            value = _hull_distance(
+                                distances, viewmats, f, size,
+                                low[0] + x * step, low[1] + y * step, low[2] + z * step, cut,
+                            )  # fmt: skip
+                        out[x, y, z] = value
+    return out
+
+
+@njit(fastmath=True, cache=True)
+def _hull_distance(distances, viewmats, f, size, p0, p1, p2, enough):  # type: ignore[no-untyped-def]
+    """Of one point, the largest over the views; the first that is larger than `enough`."""
     fine = distances.shape[1]
     sub = fine / size
-    for x in prange(n):
-        for y in range(n):
-            for z in range(n):
-                p0 = low[0] + x * step
-                p1 = low[1] + y * step
-                p2 = low[2] + z * step
-                largest = -1e9
-                for v in range(len(distances)):
-                    V = viewmats[v]
-                    depth = V[2, 0] * p0 + V[2, 1] * p1 + V[2, 2] * p2 + V[2, 3]
-                    if depth < 1e-3:
-                        continue
-                    u = f * (V[0, 0] * p0 + V[0, 1] * p1 + V[0, 2] * p2 + V[0, 3]) / depth + size / 2
-                    w = f * (V[1, 0] * p0 + V[1, 1] * p1 + V[1, 2] * p2 + V[1, 3]) / depth + size / 2
-                    a = min(max(u * sub - 0.5, 0.0), fine - 1.001)
-                    b = min(max(w * sub - 0.5, 0.0), fine - 1.001)
-                    i = int(a)
-                    j = int(b)
-                    a -= i
-                    b -= j
-                    top = distances[v, j, i] * (1 - a) + distances[v, j, i + 1] * a
-                    bottom = distances[v, j + 1, i] * (1 - a) + distances[v, j + 1, i + 1] * a
-                    largest = max(largest, (top * (1 - b) + bottom * b) * depth / f)
-                    if largest > cut:
-                        break
-                out[x, y, z] = largest
-    return out
+    largest = -1e9
+    for v in range(len(distances)):
+        V = viewmats[v]
+        depth = V[2, 0] * p0 + V[2, 1] * p1 + V[2, 2] * p2 + V[2, 3]
+        if depth < 1e-3:
+            continue
+        u = f * (V[0, 0] * p0 + V[0, 1] * p1 + V[0, 2] * p2 + V[0, 3]) / depth + size / 2
+        w = f * (V[1, 0] * p0 + V[1, 1] * p1 + V[1, 2] * p2 + V[1, 3]) / depth + size / 2
+        a = min(max(u * sub - 0.5, 0.0), fine - 1.001)
+        b = min(max(w * sub - 0.5, 0.0), fine - 1.001)
+        i = int(a)
+        j = int(b)
+        a -= i
+        b -= j
+        top = distances[v, j, i] * (1 - a) + distances[v, j, i + 1] * a
+        bottom = distances[v, j + 1, i] * (1 - a) + distances[v, j + 1, i + 1] * a
+        largest = max(largest, (top * (1 - b) + bottom * b) * depth / f)
+        if largest > enough:
+            break
+    return largest

@@ -21,9 +21,19 @@ from im3d.orbit import Cameras
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.project import camera_covariance
 from im3d.splats.project_cpu import project_fused
-from im3d.splats.rasterize_cpu import TILE, bin_tiles
+from im3d.splats.rasterize_cpu import (
+    CHECK_EVERY,
+    MAX_ALPHA,
+    MAX_EXPONENT,
+    MIN_ALPHA,
+    TILE,
+    balanced,
+    bin_tiles,
+    falloff,
+)
 
 FloatArray = NDArray[np.float32]
+F32 = np.float32
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,12 @@ def median_depth(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> D
             slope, thickness = _depth_slope(gaussians, projected.conics, cameras, k)
             cosine = (F.normalize(centres[k] - gaussians.means, dim=1) * seen_from).sum(dim=1)
             arrays = (
-                projected.means2d, projected.conics, gaussians.opacities, projected.depths, slope, thickness, cosine,
+                projected.means2d, projected.conics, gaussians.opacities, projected.extents, projected.depths, slope,
+                thickness, cosine,
             )  # fmt: skip
             _depth_kernel(
-                *(t.contiguous().numpy() for t in arrays), tiles.offsets, tiles.splats, tiles.per_side, size,
-                depth[k], alpha[k], facing[k],
+                *(t.contiguous().numpy() for t in arrays), tiles.offsets, tiles.splats, tiles.per_side,
+                balanced(np.diff(tiles.offsets)), size, depth[k], alpha[k], facing[k],
             )  # fmt: skip
     return DepthMaps(depth, alpha, facing)
 
@@ -86,34 +97,52 @@ def _depth_slope(gaussians: Gaussians, conics: Tensor, cameras: Cameras, k: int)
 
 @njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
 def _depth_kernel(  # type: ignore[no-untyped-def]
-    means, conics, opacities, depths, slope, thickness, cosine, offsets, splats, per_side, size, depth, alpha, facing
+    means, conics, opacities, extents, depths, slope, thickness, cosine, offsets, splats, per_side, order, size,
+    depth, alpha, facing,
 ):  # fmt: skip
-    for t in prange(per_side * per_side):
-        for py in range(t // per_side * TILE, min(size, t // per_side * TILE + TILE)):
-            for px in range(t % per_side * TILE, min(size, t % per_side * TILE + TILE)):
-                T = 1.0
-                median = 0.0
-                turned = 0.0
-                for s in range(offsets[t], offsets[t + 1]):
-                    g = splats[s]
-                    dx = px + 0.5 - means[g, 0]
-                    dy = py + 0.5 - means[g, 1]
-                    sigma = 0.5 * (conics[g, 0] * dx * dx + conics[g, 2] * dy * dy) + conics[g, 1] * dx * dy
-                    if sigma > 6.0:
-                        continue
-                    a = min(0.999, opacities[g] * math.exp(-sigma))
-                    if a < 1 / 255:
-                        continue
-                    if T > 0.5:
-                        offset = slope[g, 0] * dx + slope[g, 1] * dy
-                        median = depths[g] + min(max(offset, -thickness[g]), thickness[g])
-                    turned += T * a * cosine[g]
-                    T *= 1.0 - a
-                    if T < 1e-3:
-                        break
-                alpha[py, px] = 1.0 - T
-                depth[py, px] = median if T <= 0.5 else 0.0
-                facing[py, px] = turned / max(1.0 - T, 1e-6)
+    """Loops over whole rows of a tile, as `rasterize_cpu._forward` does and for the same reason."""
+    for tile in prange(len(order)):
+        t = order[tile]
+        px0 = (t % per_side) * TILE
+        py0 = (t // per_side) * TILE
+        T = np.ones((TILE, TILE), np.float32)
+        median = np.zeros((TILE, TILE), np.float32)
+        turned = np.zeros((TILE, TILE), np.float32)
+        checked = 0
+        for s in range(offsets[t], offsets[t + 1]):
+            g = splats[s]
+            mx = means[g, 0] - F32(0.5) - F32(px0)
+            my = means[g, 1] - F32(0.5) - F32(py0)
+            a = F32(0.5) * conics[g, 0]
+            b = conics[g, 1]
+            c = F32(0.5) * conics[g, 2]
+            o = opacities[g]
+            z = depths[g]
+            reach = thickness[g]
+            turn = cosine[g]
+            for y in range(max(0, math.ceil(my - extents[g, 1])), min(TILE, math.floor(my + extents[g, 1]) + 1)):
+                dy = F32(y) - my
+                Ty = T[y]
+                My = median[y]
+                Fy = turned[y]
+                for x in range(TILE):
+                    dx = F32(np.int32(x)) - mx
+                    w = min(o * falloff(min((a * dx + b * dy) * dx + c * dy * dy, MAX_EXPONENT)), MAX_ALPHA)
+                    w = w if w >= MIN_ALPHA else F32(0.0)
+                    here = z + min(max(slope[g, 0] * dx + slope[g, 1] * dy, -reach), reach)
+                    My[x] = here if Ty[x] > F32(0.5) and w > F32(0.0) else My[x]
+                    Fy[x] += Ty[x] * w * turn
+                    Ty[x] -= Ty[x] * w
+            checked += 1
+            if checked == CHECK_EVERY:
+                checked = 0
+                if T.max() < F32(1e-3):
+                    break
+        for y in range(min(TILE, size - py0)):
+            for x in range(min(TILE, size - px0)):
+                alpha[py0 + y, px0 + x] = F32(1.0) - T[y, x]
+                depth[py0 + y, px0 + x] = median[y, x] if T[y, x] <= F32(0.5) else F32(0.0)
+                facing[py0 + y, px0 + x] = turned[y, x] / max(F32(1.0) - T[y, x], F32(1e-6))
 
 
 def seen_directions(gaussians: Gaussians, cameras: Cameras, weights: Tensor) -> Tensor:

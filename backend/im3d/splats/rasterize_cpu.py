@@ -94,7 +94,7 @@ class _Rasterize(torch.autograd.Function):
         image = np.empty((size, size, 3), np.float32)
         transmittance = np.empty((size, size), np.float32)
         last = np.empty(tiles.per_side**2, np.int64)
-        order = _balanced(np.diff(tiles.offsets))
+        order = balanced(np.diff(tiles.offsets))
         _forward(*inputs, tiles.offsets, tiles.splats, size, tiles.per_side, order, image, transmittance, last)
         ctx.saved = (inputs, tiles, size, image, transmittance, last)
         return torch.from_numpy(image), torch.from_numpy(transmittance)
@@ -104,7 +104,7 @@ class _Rasterize(torch.autograd.Function):
         inputs, tiles, size, image, transmittance, last = ctx.saved
         g_slots = np.empty((len(tiles.splats), 9), np.float32)
         _backward(
-            *inputs, tiles.offsets, tiles.splats, size, tiles.per_side, _balanced(last - tiles.offsets[:-1]), last,
+            *inputs, tiles.offsets, tiles.splats, size, tiles.per_side, balanced(last - tiles.offsets[:-1]), last,
             image, transmittance, *(g.contiguous().numpy() for g in gradients), g_slots,
         )  # fmt: skip
         total = np.zeros((len(inputs[0]), 9), np.float32)
@@ -113,7 +113,7 @@ class _Rasterize(torch.autograd.Function):
         return g[:, 0:2], g[:, 2:5], g[:, 5], g[:, 6:9], None, None
 
 
-def _balanced(work: NDArray[np.int64]) -> NDArray[np.int64]:
+def balanced(work: NDArray[np.int64]) -> NDArray[np.int64]:
     """An order of the tiles in which every thread's run of them holds about the same work.
 
     numba gives each thread one run of neighbours, which for most objects leaves some with little to do.
@@ -189,7 +189,7 @@ def _deal(order, boxes, counts, per_side):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", fastmath=True)
-def _falloff(sigma):  # type: ignore[no-untyped-def]
+def falloff(sigma):  # type: ignore[no-untyped-def]
     """exp(−sigma) for sigma in [0, 7]."""
     p = F(1.0) - sigma * F(1 / 16) * (
         F(1.0)
@@ -235,7 +235,7 @@ def _forward(  # type: ignore[no-untyped-def]
                 C2 = C[2, y]
                 for x in range(TILE):
                     dx = F(np.int32(x)) - mx
-                    alpha = min(o * _falloff(min((a * dx + bdy) * dx + cyy, MAX_EXPONENT)), MAX_ALPHA)
+                    alpha = min(o * falloff(min((a * dx + bdy) * dx + cyy, MAX_EXPONENT)), MAX_ALPHA)
                     alpha = alpha if alpha >= MIN_ALPHA else F(0.0)
                     w = alpha * Ty[x]
                     C0[x] += w * r0
@@ -307,7 +307,7 @@ def _backward(  # type: ignore[no-untyped-def]
                 m0 = m1 = m2 = F(0)  # moments of dL/dsigma along the row
                 for x in range(TILE):
                     dx = F(np.int32(x)) - mx
-                    raw = o * _falloff(min((a * dx + bdy) * dx + cyy, MAX_EXPONENT))
+                    raw = o * falloff(min((a * dx + bdy) * dx + cyy, MAX_EXPONENT))
                     alpha = min(raw, MAX_ALPHA)
                     alpha = alpha if alpha >= MIN_ALPHA else F(0.0)
                     Ti = Ty[x]
