@@ -26,6 +26,8 @@ class FitSettings:
     Attributes:
         iterations: Optimiser steps in all.
         size: Side in pixels of the renders that are compared; views are resized to it. 0: the size of the views.
+        ramp: Share of the iterations, the first ones, that compare pictures of half the size. They cost half as much,
+            and splats that fit coarsely first fit better in the end (docs/performance.md).
         views_per_iteration: Views compared in each step. 0: one on the CPU, four on a GPU.
         init: "hull" starts from points on the silhouettes' visual hull, "ball" from random points about the centre
             (the paper's).
@@ -42,6 +44,7 @@ class FitSettings:
 
     iterations: int = 1200
     size: int = 256
+    ramp: float = 0.4
     views_per_iteration: int = 0
     init: Literal["hull", "ball"] = "hull"
     points: int = 5000
@@ -193,7 +196,7 @@ PRESET_CHANGES: dict[Preset, dict[str, object]] = {
         "texture.polish": 1,
     },
     "standard": {"fit.max_gaussians": 20000},
-    "paper": {},
+    "paper": {"fit.ramp": 0.0},
 }
 # Views that the user brings show one object exactly, and colours compared pixel by pixel then give a sharper result.
 # Views that a network made disagree in detail: there the paper's perceptual loss is better. "paper" keeps to the paper.

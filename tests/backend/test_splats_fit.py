@@ -217,3 +217,28 @@ def test_the_elevation_is_fitted_with_the_splats(monkeypatch: pytest.MonkeyPatch
     for wrong in (-1.0, 0.8):
         orbit = dataclasses.replace(pictures.orbit, elevation_deg=true + wrong)
         assert abs(score.refined_elevation(OrbitViews(pictures.rgba, orbit)) - true) < abs(wrong) - 0.25
+
+
+def test_the_first_iterations_compare_pictures_of_half_the_size(tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, iterations=10, ramp=0.4, size=192)
+    pictures = analytic.orbit_views(192, count=4)
+
+    def fit() -> SplatFit:
+        return start(settings, pictures)
+
+    sizes: list[int] = []
+    whole = fit()
+    for iteration in range(10):
+        whole.run(iteration + 1)
+        sizes.append(whole.cameras.size)
+    assert sizes == [96] * 4 + [192] * 6
+    # One that was saved before the change goes on as the other did.
+    first, second = fit(), fit()
+    first.run(3)
+    first.save(tmp_path / "fit.pt")
+    second.load(tmp_path / "fit.pt")
+    second.run(10)
+    for name, value in vars(whole.gaussians()).items():
+        torch.testing.assert_close(getattr(second.gaussians(), name), value, rtol=0, atol=0)
+    small = start(dataclasses.replace(settings, size=0), analytic.orbit_views(96, count=4))
+    assert small.cameras.size == 96

@@ -41,6 +41,8 @@ INITIAL_OPACITY = 0.1
 # A splat that never contributes a third of a pixel is hidden inside; it would show up from new angles.
 UNSEEN_WEIGHT = 0.3
 PREVIEW_EVERY = 50
+# Smaller pictures are compared in full from the first iteration on.
+RAMP_FROM = 192
 
 
 class SplatFit:
@@ -86,13 +88,8 @@ class SplatFit:
             views: Pictures of the cameras so far.
             others: Pictures of further orbits with the same field of view, compared as well.
         """
-        size = self.settings.size or views.size
-        orbits = (views, *others)
-        cameras = views.orbit.cameras(size)
-        viewmats = np.concatenate([v.orbit.cameras(size).viewmats for v in orbits])
-        self.cameras = Cameras(viewmats, cameras.focal, size)
-        rgba = np.concatenate([premultiplied(v.resized(size).rgba) for v in orbits])
-        self.losses = self._losses(torch.from_numpy(rgba).to(self.device))
+        self._orbits = (views, *others)
+        self._compare_at(self._size())
 
     def run(self, until: int, progress: Progress = silent) -> None:
         """Optimises up to iteration `until`.
@@ -103,6 +100,8 @@ class SplatFit:
         """
         start, end = self.iteration, min(until, self.settings.iterations)
         while self.iteration < end:
+            if self.cameras.size != self._size():
+                self._compare_at(self._size())
             self._step(self._rows(self.iteration))
             self.iteration += 1
             if self.iteration % 10 == 0 or self.iteration == end:
@@ -143,7 +142,7 @@ class SplatFit:
             InputError: Nothing is left; the views cannot be explained by one object.
         """
         gaussians = self.gaussians()
-        seen = blending_weights(gaussians, self.cameras, self.rasterizer).amax(dim=0) > UNSEEN_WEIGHT
+        seen = blending_weights(gaussians, self._cameras(self._full_size), self.rasterizer).amax(dim=0) > UNSEEN_WEIGHT
         if int(seen.sum()) < 10:
             raise InputError(
                 "The views could not be explained by one object.", "Check the masks, the elevation and their order."
@@ -175,6 +174,27 @@ class SplatFit:
             self.statistics, self.iteration = state["statistics"], int(state["iteration"])
         except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise InputError(f"{path} is damaged.", "Delete the job's work folder and resume the job.") from error
+
+    # ---------------------------------------------------------------- what is compared
+
+    @property
+    def _full_size(self) -> int:
+        return self.settings.size or self._orbits[0].size
+
+    def _size(self) -> int:
+        """Side in pixels of the pictures that this iteration compares."""
+        size = self._full_size
+        halved = size >= RAMP_FROM and self.iteration < self.settings.ramp * self.settings.iterations
+        return size // 2 if halved else size
+
+    def _cameras(self, size: int) -> Cameras:
+        viewmats = np.concatenate([v.orbit.cameras(size).viewmats for v in self._orbits])
+        return Cameras(viewmats, self._orbits[0].orbit.cameras(size).focal, size)
+
+    def _compare_at(self, size: int) -> None:
+        self.cameras = self._cameras(size)
+        rgba = np.concatenate([premultiplied(v.resized(size).rgba) for v in self._orbits])
+        self.losses = self._losses(torch.from_numpy(rgba).to(self.device))
 
     # ---------------------------------------------------------------- one iteration
 
@@ -256,7 +276,7 @@ class SplatFit:
 
     def _preview(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         with torch.no_grad():
-            rendered = render(self._activated(), self.cameras[0], self.rasterizer)
+            rendered = render(self._activated(), self._cameras(self._full_size)[0], self.rasterizer)
             return rendered.over(1.0)[0].clamp(0, 1).cpu().numpy()
 
 

@@ -19,9 +19,10 @@ from im3d.splats.render import render
 # At 256 pixels a quarter of a degree shifts near parts against far ones by a quarter of a pixel, which can be told; at
 # 128 the error is twice as large.
 TILT_FIT = FitSettings(
-    iterations=400, size=256, points=5000, max_gaussians=10000, lpips=0.0, ms_ssim=0.0, rgb=2.0, views_per_iteration=2
-)
-# Steps before the elevation is let go, and the rates at which it moves, in radians a step.
+    iterations=400, size=256, ramp=0.3, points=5000, max_gaussians=10000, lpips=0.0, ms_ssim=0.0, rgb=2.0,
+    views_per_iteration=2,
+)  # fmt: skip
+# Steps before the elevation is let go (those at half the size), and the rates at which it moves, in radians a step.
 TILT_WARM_UP, TILT_RATES = 120, (1e-3, 3e-4, 1e-4)
 # The masks are never further off; what wanders off further does not know.
 LARGEST_TILT_DEG = 3.0
