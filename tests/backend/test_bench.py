@@ -12,10 +12,13 @@ import pytest
 import torch
 from tiny_models import tiny_mini
 
+from im3d import stages
 from im3d.bench.fit import StockFit, bench_fit, random_vgg16
+from im3d.bench.jobs import bench_jobs
 from im3d.bench.measure import Bench
 from im3d.bench.mesh import bench_mesh
 from im3d.cli import main
+from im3d.commands.bench import jobs_table
 from im3d.generators import mini
 from im3d.images import write_views
 from im3d.settings import FitSettings, preset_settings
@@ -108,8 +111,24 @@ def test_the_command_reports_as_json(
     assert answer["sample"]["rows"][0]["operations"] > 1e6
 
 
+@pytest.mark.slow
+def test_jobs_are_repeated_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "render_preview", lambda *args: None)  # Blender's time and memory are not the process's
+    write_views(tmp_path / "orbit", analytic.orbit_views(96, count=8))
+    report = bench_jobs(tmp_path / "orbit", 3, CPU, iterations=40)
+    assert {"load", "orbit", "fit", "mesh", "texture", "export", "total"} <= set(report["stages"])
+    for stage in ("fit", "mesh", "texture"):
+        row = report["stages"][stage]
+        assert 0 < row["median_s"] < report["stages"]["total"]["median_s"]
+        assert 100 < row["peak_mb"] <= report["stages"]["total"]["peak_mb"]
+    assert len(report["memory_mb"]) == 3
+    assert report["growth_mb"] == pytest.approx(report["memory_mb"][2] - report["memory_mb"][1], abs=1e-6)
+    assert "| fit |" in jobs_table(report)
+
+
 def test_bad_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "fit", "--repeats", "0"]) == 2
+    assert main(["bench", "fit", "--repeats", "-1"]) == 2
+    assert main(["bench", "jobs", "--repeats", "2"]) == 2
     views = analytic.orbit_views(64, count=4)
     write_views(tmp_path / "four", views)
     assert main(["bench", "fit", "--views", str(tmp_path / "four")]) == 2

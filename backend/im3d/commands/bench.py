@@ -15,23 +15,28 @@ from typing import Any
 from im3d.errors import Im3dError, InputError
 
 PARTS = ("sample", "fit", "mesh")
+JOBS = 20
 EXAMPLE = Path(__file__).parents[3] / "examples" / "playhouse"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", choices=(*PARTS, "all"), default="all", help="which part (default: all)")
+    parser.add_argument("what", nargs="?", choices=(*PARTS, "jobs", "all"), default="all",
+                        help="which part (default: all but jobs, which repeats whole jobs in one process)")  # fmt: skip
     parser.add_argument("--peer", action="store_true", help="fit: beside the same loop with lpips and pytorch-msssim")
     parser.add_argument("--views", type=Path, metavar="FOLDER", help="orbit to fit (default: the playhouse example)")
     parser.add_argument("--size", type=int, default=0, help="pixels a side (default: 256, on a GPU 512; sample: 128)")
     parser.add_argument("--iterations", type=int, default=0, help="of the whole fit (default: 200, on a GPU 1200)")
-    parser.add_argument("--repeats", type=int, default=5, help="warm calls of each part")
+    parser.add_argument("--repeats", type=int, default=0, help="warm calls (default: 5); of jobs: how many (20)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="one JSON object, last on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.repeats < 1:
-        raise InputError(f"--repeats is {args.repeats}.", "Measure at least once.")
+    if args.repeats < 0 or (args.what == "jobs" and args.repeats in (1, 2)):
+        raise InputError(f"--repeats is {args.repeats}.", "Measure at least once; jobs: three times.")
+    if args.what == "jobs":
+        return _run_jobs(args)
+    args.repeats = args.repeats or 5
     reports: dict[str, Any] = {}
     failures: list[Im3dError] = []
     for part in PARTS if args.what == "all" else (args.what,):
@@ -49,6 +54,32 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"status": "done", **reports}))
     return 0
+
+
+def _run_jobs(args: argparse.Namespace) -> int:
+    from im3d.bench.jobs import bench_jobs
+    from im3d.machine import choose_device
+
+    _views(args.views)  # says what is wrong with them before the first job does
+    report = bench_jobs(args.views or EXAMPLE, args.repeats or JOBS, choose_device(args.device), args.iterations)
+    print(json.dumps({"status": "done", "jobs": report}) if args.json else jobs_table(report))
+    return 0
+
+
+def jobs_table(report: dict[str, Any]) -> str:
+    """The report of repeated jobs as Markdown."""
+    held = report["memory_mb"]
+    lines = ["## jobs", "", f"{report['machine']}; preset {report['preset']}; {len(held)} jobs in one process", ""]
+    lines += ["| stage | cold (s) | median (s) | peak (MB) |", "|---|---:|---:|---:|"]
+    for stage, row in report["stages"].items():
+        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+        lines.append(f"| {stage} | {row['cold_s']:.2f} | {row['median_s']:.2f} | {peak} |")
+    if report["gpu_mb"] is not None:
+        lines += ["", f"GPU: {report['gpu_mb']:.0f} MB at most."]
+    first, last = f"{held[0]:.0f} MB after the first job", f"{held[-1]:.0f} MB after the last"
+    return "\n".join(
+        [*lines, "", f"Memory held: {first}, {last}; {report['growth_mb']:+.1f} MB a job in the second half."]
+    )
 
 
 def table(part: str, report: dict[str, Any]) -> str:

@@ -32,6 +32,8 @@ from im3d.generators.mini_resampling import (
 GROUPS = 16
 HEAD_DIM = 64
 CELL = 4  # pixels of a view along one cell of the volume
+# Inputs of convolutions are filled up with zeros to a multiple of this: a GPU's matrix units read no odd numbers.
+ALIGNMENT = 8
 # The elevation is predicted as a deviation from the middle of the training range, in units of its spread.
 ELEVATION_MEAN_DEG = 22.5
 ELEVATION_SPREAD_DEG = 13.0
@@ -210,8 +212,8 @@ class RayMarcher(nn.Module):
         """Samples (B, n, n, n, K, 1 + R) by depth, row and column; density first, then colour and other features.
 
         Returns:
-            Features (B·K, R + 2, n, n) with coverage and depth last; the coarse views (B, K, 4, n, n); and the
-            expected depth (B, K, n, n), beyond the object where nothing is.
+            Features (B·K, R + 2, n, n) with coverage and depth last, filled up with zeros; the coarse views
+            (B, K, 4, n, n); and the expected depth (B, K, n, n), beyond the object where nothing is.
         """
         n = samples.shape[1]
         density = F.softplus(samples[..., 0].float() + DENSITY_SHIFT)
@@ -223,7 +225,7 @@ class RayMarcher(nn.Module):
         offset = (weights * depths).sum(dim=1) + (1 - coverage) * (1 + 2 / n)
         rays = torch.cat([features, torch.stack([coverage, offset], dim=-1).to(features.dtype)], dim=-1)
         coarse = torch.cat([features[..., :3].float(), coverage[..., None]], dim=-1).permute(0, 3, 4, 1, 2)
-        return rays.permute(0, 3, 4, 1, 2).flatten(0, 1), coarse, RADIUS + offset.permute(0, 3, 1, 2)
+        return _filled(rays.permute(0, 3, 4, 1, 2).flatten(0, 1)), coarse, RADIUS + offset.permute(0, 3, 1, 2)
 
 
 class ViewEncoder(nn.Module):
@@ -231,14 +233,14 @@ class ViewEncoder(nn.Module):
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
-        # The last channel marks the input view, which carries no noise.
-        self.stem = nn.Conv2d(4 * CELL**2 + 1, width, 3, padding=1)
+        # The last channel that is not zero marks the input view, which carries no noise.
+        self.stem = nn.Conv2d(aligned(4 * CELL**2 + 1), width, 3, padding=1)
         self.block = ResidualBlock(width, width, embedding)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Scaled views (N, 5, S, S) and embeddings (N, E) → (N, C, S/4, S/4)."""
         blocks = F.pixel_unshuffle(x[:, :4], CELL)
-        return self.block(self.stem(torch.cat([blocks, x[:, 4:, ::CELL, ::CELL]], dim=1)), embedding)
+        return self.block(self.stem(_filled(torch.cat([blocks, x[:, 4:, ::CELL, ::CELL]], dim=1))), embedding)
 
 
 class ViewDecoder(nn.Module):
@@ -318,10 +320,10 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
         self.image_encoder = ImageEncoder(image_widths, sample_size, embedding)
         self.view_encoder = ViewEncoder(view_width, embedding)
         self.to_lifted = nn.Conv2d(view_width, lifted_width, 1)
-        inputs = image_widths[1] + 2 * lifted_width + _COORDINATES
+        inputs = aligned(image_widths[1] + 2 * lifted_width + _COORDINATES)
         self.volume = VolumeUNet(inputs, volume_widths, n, tokens, embedding, 1 + ray_width)
         self.march = RayMarcher()
-        self.decoder = ViewDecoder(ray_width + 2 + view_width, 9, decoder_widths, embedding)
+        self.decoder = ViewDecoder(aligned(ray_width + 2) + view_width, 2 * ALIGNMENT, decoder_widths, embedding)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor, elevation_deg: Tensor | None = None) -> Denoised:
         """Denoises an orbit.
@@ -349,7 +351,7 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
         seen = self.view_encoder(marked, by_view)
         volume = self._complete(features, tokens, seen, elevation, F.silu(embedding), K)
         rays, coarse, depth = self.march(sampled(volume, elevation, K))
-        pixels = torch.cat([_reprojected(condition, depth, elevation), noisy], dim=2).flatten(0, 1)
+        pixels = _filled(torch.cat([_reprojected(condition, depth, elevation), noisy], dim=2).flatten(0, 1))
         raw = self.decoder(torch.cat([rays, seen], dim=1), pixels.to(rays.dtype), by_view)
         raw = raw.float().view(x.shape)
         return Denoised(x * (sd * scale) ** 2 + raw * (s * sd * scale), guess, coarse)
@@ -364,7 +366,7 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
         known = lifted(features.permute(0, 2, 3, 1), elevation)
         parts = [known, gathered(torch.cat([ring, ring.square()], dim=-1)), _coordinates(n, elevation).to(known.dtype)]
         x = torch.cat(parts, dim=-1).permute(0, 4, 1, 2, 3)
-        return self.volume(x, tokens, embedding).permute(0, 2, 3, 4, 1)
+        return self.volume(_filled(x), tokens, embedding).permute(0, 2, 3, 4, 1)
 
     def _embedding(self, sigma: Tensor, elevation: Tensor, subject: Tensor) -> Tensor:
         """(B, E): the noise level, the elevation, and the subject as a whole."""
@@ -396,6 +398,17 @@ def _coordinates(n: int, elevation: Tensor) -> Tensor:
     return torch.cat(
         [p, (math.pi * p).sin(), (math.pi * p).cos(), (2 * math.pi * p).sin(), (2 * math.pi * p).cos()], -1
     )
+
+
+def aligned(channels: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-channels // ALIGNMENT) * ALIGNMENT
+
+
+def _filled(x: Tensor) -> Tensor:
+    """(N, C, …) with zeros up to an aligned number of channels."""
+    missing = aligned(x.shape[1]) - x.shape[1]
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) if missing else x
 
 
 def _first_view(views: Tensor) -> Tensor:
