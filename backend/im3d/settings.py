@@ -27,7 +27,8 @@ class FitSettings:
         iterations: Optimiser steps in all.
         size: Side in pixels of the renders that are compared; views are resized to it. 0: the size of the views.
         ramp: Share of the iterations, the first ones, that compare pictures of half the size. They cost half as much,
-            and splats that fit coarsely first fit better in the end (docs/performance.md).
+            and splats that fit coarsely first are a little better in the end (docs/performance.md), but for parts a
+            pixel or two thick: exact views do without.
         views_per_iteration: Views compared in each step. 0: one on the CPU, four on a GPU.
         init: "hull" starts from points on the silhouettes' visual hull, "ball" from random points about the centre
             (the paper's).
@@ -44,7 +45,7 @@ class FitSettings:
 
     iterations: int = 1200
     size: int = 256
-    ramp: float = 0.4
+    ramp: float = 0.25
     views_per_iteration: int = 0
     init: Literal["hull", "ball"] = "hull"
     points: int = 5000
@@ -204,6 +205,7 @@ GIVEN_VIEWS_CHANGES: dict[str, object] = {
     "fit.lpips": 0.0,
     "fit.ms_ssim": 0.0,
     "fit.rgb": 2.0,
+    "fit.ramp": 0.0,
     "fit.views_per_iteration": 2,
 }
 
