@@ -26,7 +26,7 @@ from im3d.splats import view_losses
 from im3d.splats.fit import SplatFit
 
 CPU = torch.device("cpu")
-SMALL = FitSettings(iterations=12, size=176, points=300, max_gaussians=400, refine_every=4)
+SMALL = FitSettings(iterations=12, size=192, points=300, max_gaussians=400, refine_every=4)
 
 
 def test_a_row_tells_cold_from_warm_and_counts_the_floor() -> None:
@@ -57,13 +57,13 @@ def whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("whole_pictures")
 def test_the_peers_loss_is_the_products_loss() -> None:
-    views = analytic.orbit_views(176, count=8)
+    views = analytic.orbit_views(192, count=8)
     network = random_vgg16(CPU)
-    ours, stock = (kind(views, SMALL, 0, CPU, "cpu", network) for kind in (SplatFit, StockFit))
+    ours, stock = (kind(views, replace(SMALL, ramp=0.0), 0, CPU, "cpu", network) for kind in (SplatFit, StockFit))
     gradients, values = [], []
     for fit in (ours, stock):
-        image = torch.rand(1, 3, 176, 176, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        alpha = torch.full((1, 176, 176), 0.4)
+        image = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        alpha = torch.full((1, 192, 192), 0.4)
         loss = torch.stack(list(fit.losses(image, alpha, [2], 1).values())).sum()
         loss.backward()
         values.append(loss.item())
@@ -77,13 +77,13 @@ def test_the_peers_loss_is_the_products_loss() -> None:
 @pytest.mark.usefixtures("whole_pictures")
 def test_a_fit_beside_its_peer(tmp_path: Path) -> None:
     bench = Bench(CPU, repeats=1)
-    facts = bench_fit(bench, analytic.orbit_views(176, count=8), SMALL, peer=True)
+    facts = bench_fit(bench, analytic.orbit_views(192, count=8), SMALL, peer=True)
     parts = [row.part for row in bench.rows]
     assert parts[0] == "whole fit"
     assert {"draw", "MS-SSIM, with gradient", "perceptual, with gradient", "iteration"} < set(parts)
     perceptual = next(row for row in bench.rows if row.part.startswith("perceptual"))
-    # VGG16's convolutions at 176², forwards and, to the picture, backwards.
-    assert perceptual.operations == pytest.approx(2 * 2 * 9.5e9, rel=0.15)
+    # VGG16's convolutions at 192², forwards and, to the picture, backwards.
+    assert perceptual.operations == pytest.approx(2 * 2 * 11.3e9, rel=0.15)
     assert facts["peer"]["splats"] > 0
     assert np.isfinite([facts["whole"]["held_out_psnr"], facts["peer"]["held_out_psnr"], facts["times_faster"]]).all()
 
