@@ -68,7 +68,7 @@ def test_the_peers_loss_is_the_products_loss() -> None:
         loss.backward()
         values.append(loss.item())
         gradients.append(image.grad)
-    assert values[0] == pytest.approx(values[1], rel=1e-3)  # our cached features are packed
+    assert values[0] == pytest.approx(values[1], rel=2e-3)  # packed features; MS-SSIM below its knee
     cosine = torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0)
     assert cosine > 0.995
 
