@@ -14,8 +14,9 @@ from im3d.errors import CancelledError, ModelError
 from im3d.generators import mini
 from im3d.generators.base import Subject
 from im3d.generators.mini import MiniGenerator, sample_orbit
-from im3d.generators.mini_model import Denoised, RayMarcher, VolumeDenoiser, from_model, to_model
+from im3d.generators.mini_model import Denoised, VolumeDenoiser, from_model, to_model
 from im3d.generators.mini_resampling import RADIUS, sample_depths
+from im3d.generators.mini_volume import RayMarcher
 from im3d.images import OrbitViews
 
 

@@ -8,13 +8,25 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import TINY_MINI
+from torch import nn
 
 from im3d.errors import InputError
+from im3d.generators.mini_model import enlarged, shrunk
 from im3d.orbit import DEFAULT_FOV_DEG, Cameras, focal_length, look_at_origin
 from im3d.training import render
 from im3d.training.batches import OrbitBatches, mirrored, random_colour, rolled
+from im3d.training.muon import ADAMW_RMS, Muon
 from im3d.training.orbits import OrbitSet, orbits_per_prop
-from im3d.training.train import Place, Trainer, TrainSettings, initial_model, learning_rate, train
+from im3d.training.train import (
+    Place,
+    Trainer,
+    TrainSettings,
+    export,
+    initial_model,
+    learning_rate,
+    optimizers,
+    train,
+)
 from im3d.training.validate import validate
 
 
@@ -29,6 +41,7 @@ def dots(points: np.ndarray, azimuths: np.ndarray, elevation: float, size: int =
     return canvas
 
 
+TINY = {"size": TINY_MINI["sample_size"], **{k: v for k, v in TINY_MINI.items() if k != "sample_size"}}
 POINTS = np.array([[0.53, 0.21, 0.31], [-0.37, 0.44, -0.22], [0.11, -0.61, 0.07]])
 AZIMUTHS = np.arange(16) * 22.5
 
@@ -96,8 +109,8 @@ def test_training_rows_hold_no_prop_of_another_split(tmp_path: Path) -> None:
 
 
 def run(out: Path, steps: int, resume: bool = False) -> list[float]:
-    settings = TrainSettings(size=32, batch=2, steps=steps, warmup=6, seed=5)
-    model, _, _ = initial_model(None, 5, **TINY_MINI)
+    settings = TrainSettings(size=32, batch=2, steps=steps, warmup=6, seed=5, muon=True)
+    model, _, _ = initial_model(None, 5, **TINY)
     trainer = Trainer(model, settings, Place(torch.device("cpu")))
     if resume:
         trainer.load(out)
@@ -114,16 +127,64 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 
 def test_export_starts_another_run(tmp_path: Path) -> None:
     run(tmp_path, 4)
-    model, step, seen = initial_model(tmp_path / "model", 0)
+    model, step, seen = initial_model(tmp_path / "model", 0, 32)
     assert (step, seen) == (4, 8)
     assert model.config["sample_size"] == 32
     with pytest.raises(InputError):
-        initial_model(tmp_path / "nothing", 0)
+        initial_model(tmp_path / "nothing", 0, 32)
+
+
+def test_weights_for_small_views_go_on_with_large_ones(tmp_path: Path) -> None:
+    """The volume's share of the picture is the same before a step at twice the size."""
+    small, _, _ = initial_model(None, 5, **{**TINY, "size": 16})
+    for p in small.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.05)
+    export(small.eval(), tmp_path, 7, 70, torch.float32)
+    large, step, seen = initial_model(tmp_path, 0, 32)
+    assert (step, seen, large.config["sample_size"]) == (7, 70, 32)
+    with pytest.raises(ValueError, match="refined already"):
+        enlarged(large)
+    condition = torch.rand(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    sigma, elevation = torch.tensor([500.0]), torch.tensor([20.0])
+    with torch.no_grad():
+        coarse = small(torch.zeros(1, 16, 4, 16, 16), sigma, condition, elevation).coarse
+        fine = large.eval()(torch.zeros(1, 16, 4, 32, 32), sigma, condition, elevation).coarse
+    assert fine.shape[-1] == 2 * coarse.shape[-1]
+    assert (shrunk(fine, coarse.shape[-1]) - coarse).abs().mean() < 0.1 * coarse.abs().mean()
+
+
+def test_muon_steps_along_orthogonal_matrices_of_adamws_size() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(24, 8, 3, 3))
+    gradient = torch.randn(24, 1) @ torch.randn(1, 72) + 0.1 * torch.randn(24, 72)
+    weight.grad = gradient.view(24, 8, 3, 3)
+    Muon([weight], lr=1.0, momentum=0.0).step()
+    step = -weight.detach().flatten(1)
+    singular = torch.linalg.svdvals(step) / (ADAMW_RMS * 72**0.5)
+    assert 0.6 < singular.min() < singular.max() < 1.3
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    # The same directions as the gradient's, all with one length.
+    torch.testing.assert_close(u.T @ step @ vh.T, torch.diag(torch.diag(u.T @ step @ vh.T)), atol=0.05, rtol=0)
+    with pytest.raises(ValueError, match="two or more dimensions"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=1.0)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_every_weight_is_trained_once(muon: bool) -> None:
+    model, _, _ = initial_model(None, 0, **TINY)
+    made = optimizers(model, TrainSettings(size=32, muon=muon), torch.device("cpu"))
+    assert len(made) == 1 + muon
+    trained = [id(p) for optimizer in made for group in optimizer.param_groups for p in group["params"]]
+    assert len(trained) == len(set(trained))
+    assert set(trained) == {id(p) for p in model.parameters() if p.requires_grad}
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"recognition"}
 
 
 def test_learning_rate_rises_and_falls() -> None:
     settings = TrainSettings(size=32, batch=2, steps=100, warmup=10, decay=0.5, learning_rate=1.0)
-    model, _, _ = initial_model(None, 0, **TINY_MINI)
+    model, _, _ = initial_model(None, 0, **TINY)
     trainer = Trainer(model, settings, Place(torch.device("cpu")))
     rates = []
     for trainer.step in range(100):
@@ -136,7 +197,7 @@ def test_learning_rate_rises_and_falls() -> None:
 
 def test_training_lowers_the_loss() -> None:
     settings = TrainSettings(size=32, batch=2, steps=24, warmup=5, learning_rate=2e-3)
-    model, _, _ = initial_model(None, 0, **TINY_MINI)
+    model, _, _ = initial_model(None, 0, **TINY)
     trainer = Trainer(model, settings, Place(torch.device("cpu")))
     views = torch.zeros(2, 16, 4, 32, 32)
     views[..., 8:24, 10:22] = 0.8
@@ -153,7 +214,7 @@ def test_scores_of_a_perfect_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = OrbitBatches(orbits, np.array([3]), torch.device("cpu"), 32)
     truth, elevation = batches.take([0])
     monkeypatch.setattr("im3d.training.validate.sample_orbit", lambda *a, **k: (truth, elevation + 2))
-    model, _, _ = initial_model(None, 0, **TINY_MINI)
+    model, _, _ = initial_model(None, 0, **TINY)
     scores = validate(model, batches)
     assert scores.psnr > 90
     assert scores.iou == 1

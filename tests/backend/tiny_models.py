@@ -111,8 +111,10 @@ def tiny_z_image(folder: Path) -> None:
 
 TINY_MINI: dict[str, Any] = {
     "sample_size": 32,
+    "cells": 4,
     "image_widths": (16, 16, 32, 32),
-    "volume_widths": (16, 16, 32),
+    "volume_widths": (16, 32),
+    "fine_width": 16,
     "view_width": 16,
     "lifted_width": 4,
     "ray_width": 7,

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from im3d.bench.measure import Bench
 from im3d.errors import ModelError
 from im3d.generators.mini import DEFAULT_STEPS, mini_weights, sample_orbit
-from im3d.generators.mini_model import VolumeDenoiser, channels_last
+from im3d.generators.mini_layers import channels_last
+from im3d.generators.mini_model import VolumeDenoiser
 
 
 def bench_sample(bench: Bench, size: int) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def bench_sample(bench: Bench, size: int) -> dict[str, Any]:
     size, views = model.config["sample_size"], model.config["views"]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, views, 4, size, size, generator=generator).to(bench.device)
-    picture = torch.rand(1, 4, size, size, generator=generator).to(bench.device)
+    picture = torch.rand(1, 4, model.image_size, model.image_size, generator=generator).to(bench.device)
     sigma = torch.full((1,), 5.0, device=bench.device)
 
     @torch.inference_mode()

@@ -107,7 +107,7 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
 
     orbits = _rendered(args, where)
     settings = _settings(TrainSettings, args)
-    model, step, seen = initial_model(args.init, args.seed, **json.loads(args.model))
+    model, step, seen = initial_model(args.init, args.seed, args.size, **json.loads(args.model))
     trainer = Trainer(model, settings, where)
     trainer.step = trainer.leg_start = step
     trainer.orbits_seen = seen
@@ -115,7 +115,7 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
         trainer.load(args.out)
     train(trainer, orbits, args.out, started)
     if args.test and where.first:
-        batches = OrbitBatches(orbits, orbits.rows("test"), where.device, settings.size)
+        batches = OrbitBatches(orbits, orbits.rows("test"), where.device, model.image_size)
         for steps in (1, 2, 4, 8, 16):
             picture = args.out / f"test-{steps}.png"
             print(f"test, {steps} steps: {validate(trainer.average, batches, steps, picture=picture)}", flush=True)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from im3d.errors import ModelError, OutOfMemoryError
 from im3d.generators.base import Subject
-from im3d.generators.mini_model import VolumeDenoiser, channels_last, from_model, to_model
+from im3d.generators.mini_layers import channels_last
+from im3d.generators.mini_model import VolumeDenoiser, from_model, shrunk, to_model
+from im3d.generators.mini_pictures import CELL
 from im3d.generators.sampling import dpm_solver_2m, karras_sigmas, noised, restart_sigmas
 from im3d.images import OrbitViews, premultiplied, resized
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
@@ -52,6 +54,7 @@ class MiniGenerator:
         self._folder = weights or mini_weights()
         config = _config(self._folder)
         self.size = int(config["sample_size"])
+        self._picture_size = 2 * CELL * int(config["cells"])
         self.orbit = Orbit.uniform(int(config["views"]), None, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
         self._model: VolumeDenoiser | None = None
@@ -83,7 +86,7 @@ class MiniGenerator:
         seed: int,
         progress: Progress,
     ) -> OrbitViews:
-        picture = subject.rgba if len(subject.rgba) == self.size else resized(subject.rgba, self.size, self.size)
+        picture = _at_size(subject.rgba, self._picture_size)
         start = None if renders is None else _as_tensor(renders.rgba)[None].to(self._device)
         known = None if renders is None else renders.orbit.elevation_deg
         before = self.network_calls
@@ -108,7 +111,7 @@ class MiniGenerator:
                 "mini does not fit into the memory of the GPU.", "Close other programs that use it, or use the CPU."
             ) from error
         rgba = _straight(views[0])
-        rgba[self.input_frame] = picture
+        rgba[self.input_frame] = _at_size(picture, self.size)
         angle = float(elevation[0].clamp(-MAX_ELEVATION_DEG, MAX_ELEVATION_DEG)) if known is None else known
         orbit = Orbit(self.orbit.azimuths_deg, angle, self.orbit.fov_deg, self.orbit.radius)
         return OrbitViews(rgba, orbit)
@@ -145,7 +148,7 @@ def sample_orbit(
 
     Args:
         model: The denoiser.
-        condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
+        condition: (B, 4, I, I) input views of the model's `image_size`, premultiplied RGBA in [0, 1].
         steps: Denoising steps.
         generator: Of the noise.
         elevation_deg: (B,) where it is known; None: as the network reads it from the input view.
@@ -156,13 +159,14 @@ def sample_orbit(
     Returns:
         (B, K, 4, S, S) premultiplied RGBA in [0, 1] and (B,) elevations in degrees.
     """
-    B, _, S, _ = condition.shape
+    B, S = len(condition), model.config["sample_size"]
     scale = S / 64
     low, high = SIGMA_MIN * scale, SIGMA_MAX * scale
     sigmas = karras_sigmas(steps, low, high) if noise == 1 else restart_sigmas(steps, noise, low, high)
     sigmas = sigmas.to(condition.device)
     image = to_model(condition)
-    begin = image[:, None].expand(-1, model.config["views"], -1, -1, -1) if start is None else to_model(start)
+    given = shrunk(image, S)
+    begin = given[:, None].expand(-1, model.config["views"], -1, -1, -1) if start is None else to_model(start)
     elevation = torch.zeros(B) if elevation_deg is None else elevation_deg
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -171,7 +175,7 @@ def sample_orbit(
         if elevation_deg is None:
             elevation = answer.elevation_deg
         denoised: Tensor = answer.views.clamp(-1, 1)
-        denoised[:, 0] = image
+        denoised[:, 0] = given
         return denoised
 
     def told(step: int, steps: int, denoised: Tensor) -> None:
@@ -209,6 +213,10 @@ def _contact_sheet(views: Tensor) -> FloatArray:
     rgba = from_model(views[:: max(1, len(views) // 4)][:4].float()).cpu()
     rgb = (rgba[:, :3] + 1 - rgba[:, 3:]).clamp(0, 1)
     return np.concatenate(list(rgb.permute(0, 2, 3, 1).numpy()), axis=1)
+
+
+def _at_size(rgba: FloatArray, size: int) -> FloatArray:
+    return rgba if len(rgba) == size else resized(rgba, size, size)
 
 
 def _as_tensor(rgba: FloatArray) -> Tensor:

