@@ -55,7 +55,8 @@ def main() -> None:
     torch.manual_seed(0)
     settings = TrainSettings(size=args.size, batch=args.batch, compile=not args.eager)
     trainer = Trainer(VolumeDenoiser(sample_size=args.size), settings, Place(device))
-    views = torch.rand(args.batch, 16, 4, args.size, args.size, device=device)
+    side = trainer.model.image_size
+    views = torch.rand(args.batch, 16, 4, side, side, device=device)
     elevation = torch.rand(args.batch, device=device) * 45
     generator = torch.Generator(device)
 
