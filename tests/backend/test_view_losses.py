@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from im3d import efficientnet
 from im3d.images import premultiplied
 from im3d.settings import FitSettings
 from im3d.splats import perceptual, perceptual_cpu, view_losses
@@ -69,7 +70,7 @@ def test_packed_features_give_the_same_loss() -> None:
 @pytest.mark.parametrize("size", [32, 33])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_convolution_pads_as_tensorflow_does(kernel: int, size: int) -> None:
-    layer = perceptual._SameConv(4, 6, kernel, 2)
+    layer = efficientnet._SameConv(4, 6, kernel, 2)
     x = torch.rand(1, 4, size, size)
     total = (-(-size // 2) - 1) * 2 + kernel - size
     padded = F.pad(x, (total // 2, total - total // 2) * 2)
