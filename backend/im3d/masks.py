@@ -117,14 +117,14 @@ def remove_plain_background(rgb: FloatArray) -> FloatArray:
             "Use transparency or a plain background, give a mask, or get the network that finds the object: "
             "im3d models download isnet (177 MB).",
         )
-    distance = np.abs(rgb - background).max(axis=-1)
+    distance = _largest(np.abs(rgb - background))
     contrast = max(MIN_CONTRAST, 4 * spread)
     solid = _without_specks(~_flooded(distance, contrast, spread))
     if solid.mean() < MIN_SHARE:
         raise InputError(
             "Nothing stands out from the picture's background.", "Use another background, transparency, or a mask."
         )
-    return _unmixed(rgb, background, solid)
+    return _unmixed(rgb, background, distance, solid)
 
 
 def fit_background(rgb: FloatArray) -> tuple[FloatArray, float, float]:
@@ -145,15 +145,17 @@ def fit_background(rgb: FloatArray) -> tuple[FloatArray, float, float]:
     # The commonest colour of the border starts the fit: an object that leaves the picture must not pull it.
     bins = (b * 15.999).astype(int) @ (256, 16, 1)
     start = np.median(b[bins == np.bincount(bins).argmax()], axis=0)
-    residual = np.abs(b - start).max(axis=1)
+    residual = _largest(np.abs(b - start))
     keep = residual < max(0.1, float(np.quantile(residual, 0.5)))
     for _ in range(8):
         coefficients = np.linalg.lstsq(A[keep], b[keep], rcond=None)[0]
-        residual = np.abs(b - A @ coefficients).max(axis=1)
+        residual = _largest(np.abs(b - A @ coefficients))
         spread = 1.4826 * float(np.median(residual[keep]))
-        keep = residual < max(0.02, 4 * spread)
+        kept, keep = keep, residual < max(0.02, 4 * spread)
         if keep.sum() < 2 * A.shape[1]:
             return np.broadcast_to(start, rgb.shape).astype(np.float32), 1.0, 0.0
+        if np.array_equal(keep, kept):
+            break
     return (terms @ coefficients).astype(np.float32), spread, float(keep.mean())
 
 
@@ -193,29 +195,40 @@ def _without_specks(solid: BoolArray) -> BoolArray:
     return (areas >= max(4, 5e-4 * areas.max()))[labels]
 
 
-def _unmixed(rgb: FloatArray, background: FloatArray, solid: BoolArray) -> FloatArray:
-    """Alpha and colour of the outline's pixels C = α·F + (1 − α)·B, with F from the nearest pixel inside."""
+def _unmixed(rgb: FloatArray, background: FloatArray, distance: FloatArray, solid: BoolArray) -> FloatArray:
+    """Alpha and colour of the outline's pixels C = α·F + (1 − α)·B, with F from the nearest pixel inside.
+
+    Args:
+        distance: (H, W) from the background, in the channel that differs most.
+        solid: (H, W) the object, its outline included.
+    """
     inner = ndimage.binary_erosion(solid, structure=np.ones((3, 3)), iterations=2, border_value=1)
     # Thin parts have no inside: their least mixed pixels stand in for it.
-    distance = np.abs(rgb - background).max(axis=-1)
     ridge = solid & (distance >= ndimage.maximum_filter(distance, 3)) & ~ndimage.binary_dilation(inner, iterations=4)
     sure = inner | ridge
     if not sure.any():
         sure = solid
     rows, columns = ndimage.distance_transform_edt(~sure, return_distances=False, return_indices=True)
-    foreground = rgb[rows, columns]
-    span = foreground - background
-    share = ((rgb - background) * span).sum(axis=-1) / np.maximum((span * span).sum(axis=-1), 1e-4)
     band = ndimage.binary_dilation(solid, structure=np.ones((3, 3))) & ~sure
-    alpha = np.where(sure, 1, np.where(band, np.clip(share, 0, 1), 0)).astype(np.float32)
-    alpha[alpha < VISIBLE / 2] = 0
-    mixed = band & (alpha > 0)
-    colour = rgb.copy()
-    a = alpha[mixed][:, None]
-    own = (rgb[mixed] - (1 - a) * background[mixed]) / np.maximum(a, 0.1)
+    # Only the band, a few per cent of the picture, is a mixture.
+    C, B, F = rgb[band], background[band], rgb[rows[band], columns[band]]
+    span = F - B
+    share = ((C - B) * span).sum(axis=-1) / np.maximum((span * span).sum(axis=-1), 1e-4)
+    a = np.clip(share, 0, 1).astype(np.float32)
+    a[a < VISIBLE / 2] = 0
+    result = np.dstack([rgb, sure.astype(np.float32)])
+    result[band, 3] = a
+    a = a[:, None]
+    own = (C - (1 - a) * B) / np.maximum(a, 0.1)
     # The less of the object a pixel holds, the less its own colour is worth.
-    colour[mixed] = np.clip(a * own + (1 - a) * foreground[mixed], 0, 1)
-    return np.dstack([colour, alpha])
+    result[band, :3] = np.where(a > 0, np.clip(a * own + (1 - a) * F, 0, 1), C)
+    return result
+
+
+def _largest(values: FloatArray) -> FloatArray:
+    """The largest of three channels, (…, 3) → (…). numpy's own reduction is slow over so short an axis."""
+    result: FloatArray = np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
+    return result
 
 
 def _checked(rgba: FloatArray, method: Method) -> Isolated:
