@@ -14,7 +14,7 @@ from torch import Tensor
 
 from im3d.errors import InputError
 from im3d.orbit import Cameras, Orbit
-from im3d.splats import rasterize_cpu, rasterize_cuda
+from im3d.splats import rasterize_cpu, rasterize_cuda, rasterize_warp
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.project import MIN_ALPHA, Projected, project
 from im3d.splats.project_cpu import project_fused
@@ -60,8 +60,9 @@ def test_the_fused_projection_equals_the_plain_one() -> None:
     plain, fused = project(gaussians, camera, 1), project_fused(gaussians, camera, 1)
     assert 0.05 < plain.visible.float().mean() < 0.95
     assert torch.equal(plain.visible, fused.visible)
-    for name in ("means2d", "conics", "depths", "extents"):
-        torch.testing.assert_close(getattr(plain, name), getattr(fused, name), rtol=3e-5, atol=1e-6)
+    # A position near the picture's edge is a small difference of numbers near 48 pixels, whose last bit is 4e-6.
+    for name, atol in (("means2d", 8e-6), ("conics", 1e-6), ("depths", 1e-6), ("extents", 1e-6)):
+        torch.testing.assert_close(getattr(plain, name), getattr(fused, name), rtol=3e-5, atol=atol)
 
     generator = torch.Generator().manual_seed(2)
     weights = torch.randn(1200, 2, generator=generator), torch.randn(1200, 3, generator=generator)
@@ -197,6 +198,7 @@ def test_compositing_over_a_background() -> None:
 def test_a_device_without_a_rasteriser_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert best_rasterizer(torch.device("cpu")) == "cpu"
     monkeypatch.setattr(rasterize_cuda, "unavailable_reason", lambda: "gsplat is not compiled, and there is no nvcc.")
+    monkeypatch.setattr(rasterize_warp, "unavailable_reason", lambda device_type: "There is no Warp.")
     with pytest.raises(InputError, match="no nvcc") as caught:
         best_rasterizer(torch.device("cuda"))
     assert "--device cpu" in caught.value.hint
