@@ -17,6 +17,8 @@ PYTHON = "3.11"
 SOURCES = Path(__file__).resolve().parents[2]
 # Packages that come from torch's own builds when the default ones do not suit the accelerator.
 TORCH = re.compile(r"^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==")
+# What only an NVIDIA card can use.
+GPU_ONLY = re.compile(r"^warp-lang==")
 GIGABYTE = 1 << 30
 
 
@@ -93,6 +95,11 @@ def platform_name() -> str:
     system = {"linux": "linux", "win32": "windows", "darwin": "macos"}.get(sys.platform, sys.platform)
     machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
     return f"{system}-{machine}"
+
+
+def without_gpu_packages(lock: str) -> str:
+    """A lock without what is of no use on a machine whose NVIDIA card is missing or too old."""
+    return "\n".join(b for b in re.split(r"\n(?=\S)", lock.strip()) if not GPU_ONLY.match(b)) + "\n"
 
 
 def without_torch(lock: str) -> tuple[str, list[str]]:

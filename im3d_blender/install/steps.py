@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..link.backend import Failure
 from ..link.environment import child_environment
-from .spec import InstallSpec, source_files, without_torch
+from .spec import InstallSpec, source_files, without_gpu_packages, without_torch
 
 # The longest step fetches three gigabytes; what says nothing for so long has hung.
 SILENCE_S = 900.0
@@ -151,11 +151,13 @@ class Steps:
         self._uv("venv", "--python", self.spec.python, "--clear", str(self.folder / "environment"))
 
     def _get_packages(self) -> None:
-        lock = self.spec.lock
+        text = self.spec.lock.read_text(encoding="utf-8")
         if self.spec.torch_backend:
-            text, _ = without_torch(lock.read_text(encoding="utf-8"))
-            lock = self.folder / "packages.txt"
-            lock.write_text(text, encoding="utf-8")
+            text, _ = without_torch(text)
+        if not self.spec.accelerator.startswith("cu"):
+            text = without_gpu_packages(text)
+        lock = self.folder / "packages.txt"
+        lock.write_text(text, encoding="utf-8")
         # The lock is complete, so nothing is resolved; wheels alone, so nothing is compiled.
         self._pip("--require-hashes", "--no-deps", "-r", str(lock))
 

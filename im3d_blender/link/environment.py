@@ -25,6 +25,7 @@ CACHES = {
     "TRITON_CACHE_DIR": "cache/triton",
     "TORCH_EXTENSIONS_DIR": "cache/torch_extensions",
     "NUMBA_CACHE_DIR": "cache/numba",
+    "WARP_CACHE_PATH": "cache/warp",
     "MPLCONFIGDIR": "cache/matplotlib",
     "XDG_CACHE_HOME": "cache/xdg",
 }

@@ -254,6 +254,16 @@ def test_torch_is_taken_out_of_a_lock() -> None:
         assert all(line.endswith("\\") for line in names)
 
 
+def test_what_only_a_gpu_uses_is_taken_out_of_a_lock() -> None:
+    locks = ROOT / "im3d_blender" / "install" / "locks"
+    for name, held in (("linux-x86_64", 1), ("windows-x86_64", 1), ("macos-arm64", 0)):
+        lock = (locks / f"{name}.txt").read_text(encoding="utf-8")
+        assert lock.count("warp-lang==") == held
+        kept = spec_module.without_gpu_packages(lock)
+        assert "warp-lang" not in kept
+        assert kept.count("==") == lock.count("==") - held
+
+
 def test_the_driver_decides_which_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [accelerator.parse_driver(t) for t in ("580.95.05\n", "535.1", "", "No devices")] == [580, 535, 0, 0]
     monkeypatch.setattr(accelerator.sys, "platform", "linux")

@@ -13,7 +13,7 @@ from typing import Any
 
 from im3d import __version__
 
-PACKAGES = ("torch", "diffusers", "gsplat", "numba", "lpips", "manifold3d", "xatlas", "bpy")
+PACKAGES = ("torch", "diffusers", "gsplat", "warp-lang", "numba", "lpips", "manifold3d", "xatlas", "bpy")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +42,9 @@ def diagnose(blender: str | None = None) -> dict[str, Any]:
     import torch
 
     from im3d.splats.perceptual import perceptual_name
-    from im3d.splats.render import best_rasterizer, rasterizers
+    from im3d.splats.render import rasterizers
 
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
     return {
         "im3d": __version__,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -55,10 +54,23 @@ def diagnose(blender: str | None = None) -> dict[str, Any]:
         "gpu_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if cuda else 0.0,
         "free_disk_gb": round(shutil.disk_usage(tempfile.gettempdir()).free / 2**30, 1),
         "rasterizers": {name: reason or "available" for name, reason in rasterizers().items()},
-        "rasterizer": best_rasterizer(device),
+        "rasterizer": _rasterizer(cuda),
         "perceptual": perceptual_name(),
         "blender": _blender(blender),
     }
+
+
+def _rasterizer(cuda: bool) -> str:
+    """The one that a job would use; why there is none for the GPU is a fact about the machine, not a failure."""
+    import torch
+
+    from im3d.errors import InputError
+    from im3d.splats.render import best_rasterizer
+
+    try:
+        return best_rasterizer(torch.device("cuda" if cuda else "cpu"))
+    except InputError as error:
+        return str(error)
 
 
 def _version(package: str) -> str:

@@ -21,7 +21,7 @@ MAX_ALPHA = 0.999
 
 @dataclass(frozen=True)
 class Projected:
-    """N Gaussians seen by one camera.
+    """N Gaussians seen by one camera; from `project_views`, all but the opacities have a leading axis of C cameras.
 
     Attributes:
         means2d: (N, 2) centres in pixels; pixel centres lie at +0.5.
@@ -62,27 +62,39 @@ def project(gaussians: Gaussians, cameras: Cameras, index: int = 0) -> Projected
 
     The Jacobian of the perspective map is taken at the centre, clamped to 1.3 times the field of view as in 3DGS.
     """
-    V = torch.from_numpy(cameras.viewmats[index]).to(gaussians.device)
-    f, size = cameras.focal, cameras.size
-    p = gaussians.means @ V[:3, :3].T + V[:3, 3]
-    z = p[:, 2].clamp_min(NEAR)
+    views = project_views(gaussians, cameras[index])
+    return Projected(
+        views.means2d[0], views.conics[0], views.depths[0], views.extents[0], views.visible[0], views.opacities
+    )
+
+
+def project_views(gaussians: Gaussians, cameras: Cameras) -> Projected:
+    """Projects the Gaussians into all C cameras at once, as `project` does into one."""
+    V = torch.from_numpy(cameras.viewmats).to(gaussians.device)
+    R = V[:, :3, :3]
+    f, size, shape = cameras.focal, cameras.size, (len(cameras), len(gaussians))
+    turned = gaussians.means @ R.reshape(-1, 3).T
+    p = turned.view(shape[1], shape[0], 3).transpose(0, 1) + V[:, None, :3, 3]
+    z = p[..., 2].clamp_min(NEAR)
     limit = 1.3 * 0.5 * size / f
-    x = z * (p[:, 0] / z).clamp(-limit, limit)
-    y = z * (p[:, 1] / z).clamp(-limit, limit)
+    x = z * (p[..., 0] / z).clamp(-limit, limit)
+    y = z * (p[..., 1] / z).clamp(-limit, limit)
     zero = torch.zeros_like(z)
-    J = torch.stack([f / z, zero, -f * x / z**2, zero, f / z, -f * y / z**2], dim=-1).view(-1, 2, 3)
-    A = J @ V[:3, :3] @ (rotation_matrices(gaussians.quats) * gaussians.scales[:, None, :])
-    C = A @ A.transpose(1, 2)
-    xx, xy, yy = C[:, 0, 0] + EPS_2D, C[:, 0, 1], C[:, 1, 1] + EPS_2D
+    J = torch.stack([f / z, zero, -f * x / z**2, zero, f / z, -f * y / z**2], dim=-1)
+    # All rows of a camera's Jacobians in one product: thousands of small ones take many times as long on a GPU.
+    JR = (J.view(shape[0], 2 * shape[1], 3) @ R).view(*shape, 2, 3)
+    A = JR @ (rotation_matrices(gaussians.quats) * gaussians.scales[:, None, :])
+    C = A @ A.transpose(-1, -2)
+    xx, xy, yy = C[..., 0, 0] + EPS_2D, C[..., 0, 1], C[..., 1, 1] + EPS_2D
     det = xx * yy - xy * xy
     conics = torch.stack([yy / det, -xy / det, xx / det], dim=-1)
-    means2d = torch.stack([f * p[:, 0] / z + size / 2, f * p[:, 1] / z + size / 2], dim=-1)
+    means2d = torch.stack([f * p[..., 0] / z + size / 2, f * p[..., 1] / z + size / 2], dim=-1)
     with torch.no_grad():
         reach = (gaussians.opacities / MIN_ALPHA).clamp_min(1.0).log().mul(2).sqrt()
         extents = torch.stack([reach * xx.sqrt(), reach * yy.sqrt()], dim=-1)
         inside = ((means2d + extents > 0) & (means2d - extents < size)).all(dim=-1)
-        visible = (p[:, 2] > NEAR) & (gaussians.opacities > MIN_ALPHA) & inside & (det > 0)
-    return Projected(means2d, conics, p[:, 2], extents, visible, gaussians.opacities)
+        visible = (p[..., 2] > NEAR) & (gaussians.opacities > MIN_ALPHA) & inside & (det > 0)
+    return Projected(means2d, conics, p[..., 2], extents, visible, gaussians.opacities)
 
 
 def screen_gradient_scale(size: int) -> float:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from im3d.errors import InputError
 from im3d.orbit import Cameras
-from im3d.splats import rasterize_cuda
+from im3d.splats import rasterize_cuda, rasterize_warp
 from im3d.splats.gaussians import Gaussians
 
-Rasterizer = Literal["cuda", "cpu"]
+Rasterizer = Literal["cuda", "warp", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,30 @@ class Rendered:
 
 def rasterizers() -> dict[Rasterizer, str]:
     """Every rasteriser and why it cannot run here; "" when it can."""
-    return {"cuda": rasterize_cuda.unavailable_reason(), "cpu": ""}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"cuda": rasterize_cuda.unavailable_reason(), "warp": rasterize_warp.unavailable_reason(device), "cpu": ""}
 
 
 def best_rasterizer(device: torch.device) -> Rasterizer:
-    """The rasteriser for tensors on `device`.
+    """The rasteriser for tensors on `device`: on a GPU gsplat's, or Warp's where gsplat cannot be compiled.
 
     Raises:
         InputError: The device is a GPU that no rasteriser can use; the message says why.
     """
     if device.type == "cpu":
         return "cpu"
-    reason = rasterize_cuda.unavailable_reason() if device.type == "cuda" else f"There is none for {device.type}."
-    if reason:
-        raise InputError(
-            f"The splats cannot be drawn on {device}. {reason}", "Use --device cpu, which needs no compiler."
-        )
-    return "cuda"
+    if device.type != "cuda":
+        raise InputError(f"The splats cannot be drawn on {device}. There is no rasteriser for it.", "Use --device cpu.")
+    reason = rasterize_cuda.unavailable_reason()
+    if not reason:
+        return "cuda"
+    second_reason = rasterize_warp.unavailable_reason("cuda")  # not asked before: it takes half a second
+    if not second_reason:
+        return "warp"
+    raise InputError(
+        f"The splats cannot be drawn on {device}. {reason} {second_reason}",
+        "Use --device cpu, which needs no compiler.",
+    )
 
 
 def render(
@@ -78,15 +85,16 @@ def render(
     Args:
         gaussians: On the rasteriser's device.
         cameras: C cameras.
-        rasterizer: "cuda" or "cpu".
+        rasterizer: "cuda" and "warp" draw on a GPU, "cpu" on the processor; "warp" can do that too, slowly.
         colors: (N, 3) drawn instead of the Gaussians' own colours.
         tilt: () radians by which all cameras are raised; differentiable, and for "cpu" alone.
     """
     if tilt is not None and rasterizer != "cpu":
         raise ValueError("only the CPU rasteriser raises cameras")
     colors = gaussians.colors if colors is None else colors
-    if rasterizer == "cuda":
-        rgb, transmittance, means2d, visible = rasterize_cuda.rasterize(gaussians, cameras, colors)
+    if rasterizer != "cpu":
+        rasterize = rasterize_cuda.rasterize if rasterizer == "cuda" else rasterize_warp.rasterize
+        rgb, transmittance, means2d, visible = rasterize(gaussians, cameras, colors)
         return Rendered(rgb, 1 - transmittance, means2d, visible)
 
     from im3d.splats import rasterize_cpu
