@@ -1,4 +1,4 @@
-"""The CUDA rasteriser against the CPU one: the same scene, the same images and gradients; and a fit on the GPU."""
+"""The rasterisers of GPUs against the CPU's: the same scene, the same images and gradients; and a fit on the GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from im3d.orbit import Cameras, Orbit
 from im3d.settings import FitSettings
-from im3d.splats import rasterize_cuda
+from im3d.splats import rasterize_cuda, rasterize_warp
 from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.losses import ms_ssim, ssim_target
@@ -21,9 +21,15 @@ from im3d.splats.perceptual import load_perceptual
 from im3d.splats.render import Rasterizer, blending_weights, render
 
 FIELDS = ("means", "quats", "scales", "opacities", "colors")
+WITHOUT_GSPLAT, WITHOUT_WARP = rasterize_cuda.unavailable_reason(), rasterize_warp.unavailable_reason("cuda")
+GSPLAT = pytest.mark.skipif(bool(WITHOUT_GSPLAT), reason=WITHOUT_GSPLAT)
+WARP = pytest.mark.skipif(bool(WITHOUT_WARP), reason=WITHOUT_WARP)
+each_rasterizer = pytest.mark.parametrize(
+    "rasterizer", [pytest.param("cuda", marks=GSPLAT), pytest.param("warp", marks=WARP)]
+)
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(bool(rasterize_cuda.unavailable_reason()), reason=rasterize_cuda.unavailable_reason()),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="No CUDA device is visible to torch."),
     pytest.mark.timeout(600),  # the first test compiles gsplat
 ]
 
@@ -32,9 +38,11 @@ def leaves_on(device: str, gaussians: Gaussians) -> Gaussians:
     return Gaussians(*(t.detach().to(device).requires_grad_() for t in vars(gaussians).values()))
 
 
-def drawn(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer) -> tuple[Tensor, Tensor, list[Tensor]]:
+def drawn(
+    gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer, device: str
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Colours, coverage and gradients of a loss that weights every pixel differently, all on the CPU."""
-    leaves = leaves_on(rasterizer, gaussians)  # torch's devices have the same names
+    leaves = leaves_on(device, gaussians)
     rendered = render(leaves, cameras, rasterizer)
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(t.shape, generator=generator).to(leaves.device) for t in (rendered.rgb, rendered.alpha)]
@@ -43,12 +51,13 @@ def drawn(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer) -> tup
     return rendered.rgb.detach().cpu(), rendered.alpha.detach().cpu(), [g.cpu() for g in gradients]
 
 
+@each_rasterizer
 @pytest.mark.parametrize(("count", "spread"), [(3000, 0.02), (500, 0.06)])
-def test_images_and_gradients_equal_the_cpu_rasteriser(count: int, spread: float) -> None:
+def test_images_and_gradients_equal_the_cpu_rasteriser(rasterizer: Rasterizer, count: int, spread: float) -> None:
     gaussians = random_gaussians(count, spread, seed=count)
     cameras = Orbit.uniform(3, 20.0, 40.0, 2.0).cameras(128)
-    rgb, alpha, gradients = drawn(gaussians, cameras, "cuda")
-    cpu_rgb, cpu_alpha, cpu_gradients = drawn(gaussians, cameras, "cpu")
+    rgb, alpha, gradients = drawn(gaussians, cameras, rasterizer, "cuda")
+    cpu_rgb, cpu_alpha, cpu_gradients = drawn(gaussians, cameras, "cpu", "cpu")
     # Single pixels may fall on the other side of the 1/255 cut-off, and gsplat ends a pixel before, not after, the
     # splat that takes its transmittance below 1e-4; everything else agrees to rounding.
     assert (rgb - cpu_rgb).abs().max() < 1 / 255
@@ -58,24 +67,69 @@ def test_images_and_gradients_equal_the_cpu_rasteriser(count: int, spread: float
         assert (mine - reference).norm() / reference.norm() < 5e-3, name
 
 
-def test_visibility_and_screen_gradients_agree() -> None:
+@WARP
+def test_warp_draws_on_the_gpu_what_it_draws_on_the_processor() -> None:
+    """The kernels are the same; what remains is rounding, which moves single splats across the 1/255 cut-off."""
+    gaussians = random_gaussians(3000, 0.02, seed=5)
+    cameras = Orbit.uniform(3, 20.0, 40.0, 2.0).cameras(120)  # the last tiles lie half outside
+    rgb, alpha, gradients = drawn(gaussians, cameras, "warp", "cuda")
+    cpu_rgb, cpu_alpha, cpu_gradients = drawn(gaussians, cameras, "warp", "cpu")
+    assert (rgb - cpu_rgb).abs().max() < 1 / 255
+    assert (rgb - cpu_rgb).abs().mean() < 1e-6
+    assert (alpha - cpu_alpha).abs().mean() < 1e-6
+    for name, mine, reference in zip(FIELDS, gradients, cpu_gradients, strict=True):
+        assert (mine - reference).norm() / reference.norm() < 1e-3, name
+
+
+@WARP
+@GSPLAT
+def test_warp_draws_what_gsplat_draws() -> None:
+    gaussians = random_gaussians(3000, 0.02, seed=6)
+    cameras = Orbit.uniform(3, 20.0, 40.0, 2.0).cameras(128)
+    rgb, alpha, gradients = drawn(gaussians, cameras, "warp", "cuda")
+    other_rgb, other_alpha, other_gradients = drawn(gaussians, cameras, "cuda", "cuda")
+    assert (rgb - other_rgb).abs().max() < 1 / 255
+    assert (rgb - other_rgb).abs().mean() < 5e-5
+    assert (alpha - other_alpha).abs().mean() < 5e-5
+    for name, mine, reference in zip(FIELDS, gradients, other_gradients, strict=True):
+        assert (mine - reference).norm() / reference.norm() < 5e-3, name
+
+
+@WARP
+def test_warp_works_on_the_stream_that_torch_works_on() -> None:
+    gaussians = random_gaussians(2000, 0.05, seed=7).detach().to("cuda")
+    cameras = Orbit.uniform(2, 20.0, 40.0, 2.0).cameras(128)
+    expected = render(gaussians, cameras, "warp").rgb
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # whoever does not wait for it reads what is not there yet
+        late = Gaussians(*(t.clone() for t in vars(gaussians).values()))
+        rgb = render(late, cameras, "warp").rgb
+    stream.synchronize()
+    assert torch.equal(rgb, expected)
+
+
+@each_rasterizer
+def test_visibility_and_screen_gradients_agree(rasterizer: Rasterizer) -> None:
     gaussians = random_gaussians(500, 0.03, seed=1)
     cameras = Orbit.uniform(2, 20.0, 40.0, 2.0).cameras(96)
     screen, visible = {}, {}
-    rasterizers: tuple[Rasterizer, ...] = ("cuda", "cpu")
-    for rasterizer in rasterizers:
-        rendered = render(leaves_on(rasterizer, gaussians), cameras, rasterizer)
+    pairs: tuple[tuple[str, Rasterizer], ...] = (("cuda", rasterizer), ("cpu", "cpu"))
+    for device, name in pairs:
+        rendered = render(leaves_on(device, gaussians), cameras, name)
         rendered.rgb.square().sum().backward()
-        screen[rasterizer] = rendered.screen_gradients().detach().cpu()
-        visible[rasterizer] = rendered.visible.cpu()
+        screen[device] = rendered.screen_gradients().detach().cpu()
+        visible[device] = rendered.visible.cpu()
     assert (visible["cuda"] == visible["cpu"]).float().mean() > 0.99
     assert (screen["cuda"] - screen["cpu"]).norm() / screen["cpu"].norm() < 5e-3
 
 
-def test_blending_weights_agree() -> None:
+@each_rasterizer
+def test_blending_weights_agree(rasterizer: Rasterizer) -> None:
     gaussians = random_gaussians(500, 0.03, seed=2).detach()
     cameras = Orbit.uniform(2, 20.0, 40.0, 2.0).cameras(96)
-    mine = blending_weights(gaussians.to("cuda"), cameras, "cuda").cpu()
+    mine = blending_weights(gaussians.to("cuda"), cameras, rasterizer).cpu()
     torch.testing.assert_close(mine, blending_weights(gaussians, cameras, "cpu"), rtol=1e-2, atol=1e-2)
 
 
@@ -89,19 +143,20 @@ def test_losses_agree_with_the_cpu() -> None:
     torch.testing.assert_close(distance, reference(x, reference.features(y)), rtol=2e-2, atol=1e-4)
 
 
-def test_a_fit_on_the_gpu_shows_the_object_and_can_go_on(tmp_path: Path) -> None:
+@each_rasterizer
+def test_a_fit_on_the_gpu_shows_the_object_and_can_go_on(rasterizer: Rasterizer, tmp_path: Path) -> None:
     views = analytic.orbit_views(96)
     settings = FitSettings(iterations=300, size=96, points=2000, max_gaussians=5000, rgb=2.0)
     device = torch.device("cuda")
-    fit = SplatFit(views, settings, 3, device, "cuda", load_perceptual(device))
+    fit = SplatFit(views, settings, 3, device, rasterizer, load_perceptual(device))
     fit.run(150)
     fit.save(tmp_path / "fit.pt")
-    again = SplatFit(views, settings, 3, device, "cuda", load_perceptual(device))
+    again = SplatFit(views, settings, 3, device, rasterizer, load_perceptual(device))
     again.load(tmp_path / "fit.pt")
     assert again.iteration == 150
     again.run(300)
     cameras, truth = analytic.novel_views(96, ((11.25, 15.0), (48.0, 25.0), (190.0, 30.0)))
-    picture = render(again.finished(), cameras, "cuda").over(1.0).cpu()
+    picture = render(again.finished(), cameras, rasterizer).over(1.0).cpu()
     target = torch.from_numpy(truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:])
     psnr = -10 * torch.log10((picture - target).square().mean(dim=(1, 2, 3)))
     assert float(psnr.mean()) > 24

@@ -17,7 +17,7 @@ if sys.platform == "darwin":
     pytest.importorskip("warp", reason="warp-lang is not installed on macOS, which has no CUDA")
 
 from im3d.commands import doctor
-from im3d.errors import InputError
+from im3d.errors import Im3dError, InputError
 from im3d.orbit import Cameras, Orbit
 from im3d.settings import FitSettings
 from im3d.splats import rasterize_cuda, rasterize_warp
@@ -203,6 +203,7 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert torch.equal(render(gaussians, camera, "warp").rgb, render(turned, camera, "warp").rgb)
 
 
+@pytest.mark.slow
 def test_a_fit_reaches_what_the_cpu_rasteriser_reaches() -> None:
     views = analytic.orbit_views(48)
     settings = FitSettings(iterations=150, size=48, points=800, max_gaussians=2000, rgb=2.0, lpips=0.0)
@@ -231,6 +232,18 @@ def test_the_kernels_compile_for_gpus_without_one(arch: int, tmp_path: Path) -> 
     assert all(f".entry {name}_" in text for name in ("count_tiles", "write_keys", "draw", "draw_gradient"))
 
 
+def test_kernels_that_do_not_compile_are_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import warp as wp
+
+    def fail(*_: object, **__: object) -> None:
+        raise Exception("CUDA kernel build failed with error code 1")
+
+    monkeypatch.setattr(wp, "load_module", fail)
+    with pytest.raises(Im3dError, match="error code 1") as caught:
+        rasterize_warp.load_kernels.__wrapped__(torch.device("cpu"))
+    assert "--device cpu" in caught.value.hint
+
+
 def test_without_a_cuda_compiler_warp_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = {"gsplat": "gsplat is not compiled, and there is no nvcc.", "warp": ""}
     monkeypatch.setattr(rasterize_cuda, "unavailable_reason", lambda: reasons["gsplat"])
@@ -252,6 +265,6 @@ def test_why_it_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = rasterize_warp.unavailable_reason.__wrapped__
     assert "mps" in reason("mps")
     if not torch.cuda.is_available():
-        assert "driver" in reason("cuda")
+        assert "CUDA device" in reason("cuda")
     monkeypatch.setattr(rasterize_warp.importlib.util, "find_spec", lambda name: None)
     assert reason("cpu") == "The package warp-lang is not installed."

@@ -25,7 +25,7 @@ from im3d.splats.perceptual import (
     load_perceptual,
     lpips_weights,
 )
-from im3d.splats.render import best_rasterizer, render
+from im3d.splats.render import Rasterizer, best_rasterizer, rasterizers, render
 from im3d.splats.view_losses import ViewLosses
 
 # Every so many-th view is held out to compare the quality of whole fits.
@@ -50,7 +50,11 @@ def bench_fit(bench: Bench, views: OrbitViews, settings: FitSettings, peer: bool
     shown = _rows(views, [k for k in range(len(views.orbit)) if k not in held])
     perceptual = random_vgg16(bench.device) if peer else load_perceptual(bench.device)
     fit = _fit(SplatFit, bench, shown, settings, perceptual)
-    answer: dict[str, Any] = {"perceptual": perceptual.name, "iterations": settings.iterations}
+    answer: dict[str, Any] = {
+        "perceptual": perceptual.name,
+        "rasterizer": fit.rasterizer,
+        "iterations": settings.iterations,
+    }
     answer["whole"] = _whole(bench, "whole fit", fit, _rows(views, held))
     _parts(bench, fit)
     bench.measure("iteration", _iterations(fit))
@@ -100,8 +104,8 @@ def _parts(bench: Bench, fit: SplatFit) -> None:
     rows = fit._rows(fit.iteration)
     cameras, losses = fit.cameras[rows], fit.losses
 
-    def draw() -> Tensor:
-        return render(fit._activated(), cameras, fit.rasterizer).over(0.0)
+    def draw(rasterizer: Rasterizer = fit.rasterizer) -> Tensor:
+        return render(fit._activated(), cameras, rasterizer).over(0.0)
 
     def draw_without_gradient() -> None:
         with torch.no_grad():
@@ -109,6 +113,8 @@ def _parts(bench: Bench, fit: SplatFit) -> None:
 
     bench.measure("draw", draw_without_gradient)
     bench.measure("draw, with gradient", lambda: draw().sum().backward())
+    if bench.device.type == "cuda" and fit.rasterizer != "warp" and not rasterizers()["warp"]:
+        bench.measure("draw, with gradient, by warp", lambda: draw("warp").sum().backward())
     picture = draw().detach().permute(0, 3, 1, 2).contiguous()
 
     def with_gradient(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:

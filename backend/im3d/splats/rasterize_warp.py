@@ -28,6 +28,8 @@ from im3d.splats.project import Projected, project_views
 
 # A strip of pixels is finished when each lets less than this through; gsplat stops each pixel at the same value.
 MIN_TRANSMITTANCE = 1e-4
+# Threads of a block on a GPU: four tiles.
+BLOCK = 256
 
 
 @functools.cache
@@ -39,6 +41,8 @@ def unavailable_reason(device_type: str) -> str:
     """
     if device_type not in ("cuda", "cpu"):
         return f"Warp does not know {device_type}."
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "No CUDA device is visible to torch."
     if importlib.util.find_spec("warp") is None:
         return "The package warp-lang is not installed."
     try:
@@ -65,8 +69,10 @@ def load_kernels(device: torch.device) -> ModuleType:
     wp.init()
     logging.getLogger(__name__).info("Loading Warp's kernels; the first time they are compiled.")
     try:
-        wp.load_module(warp_kernels, device=wp.device_from_torch(device))
-    except (RuntimeError, OSError) as error:
+        # Modules are compiled for one size of block: that of `_launch`.
+        block = BLOCK if device.type == "cuda" else 1
+        wp.load_module(warp_kernels, device=wp.device_from_torch(device), block_dim=block)
+    except Exception as error:  # Warp raises nothing more specific
         raise Im3dError(
             f"The splats' kernels could not be compiled by Warp: {(str(error).splitlines() or [''])[0]}",
             "Use --device cpu.",
@@ -185,6 +191,6 @@ def _launch(kernel: Any, threads: int, arguments: tuple[Tensor | float, ...]) ->
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     if device.type == "cuda":
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
-        wp.launch(kernel, threads, converted, stream=stream)
+        wp.launch(kernel, threads, converted, stream=stream, block_dim=BLOCK)
     else:
         wp.launch(kernel, threads, converted, device="cpu")
