@@ -192,9 +192,13 @@ def _checked(model: Model, path: str, file: Path, hub_hash: str | None, owned: b
     if not right:
         if owned:
             file.unlink()
+            raise ModelError(
+                f"{path} of {model.name} does not have the expected hash and was removed.",
+                "Try the download again; if it happens twice, do not use this source.",
+            )
         raise ModelError(
-            f"{path} of {model.name} does not have the expected hash{' and was removed' if owned else ''}.",
-            "Try the download again; if it happens twice, do not use this source.",
+            f"{file} is not the published {path} of {model.name}: its hash is another.",
+            f"Bring a copy from {model.page}, or get it with: im3d models download {model.name} ({model.size}).",
         )
     checked: Literal["published", "hub", "nothing"] = "published" if published else "hub" if hub_hash else "nothing"
     return InstalledFile(path, file.stat().st_size, actual, checked)
@@ -234,6 +238,8 @@ def _hub_hashes(model: Model) -> dict[str, str]:
 
 def _local_files(model: Model, source: Path) -> dict[str, Path]:
     """The user's files by their path in the repository."""
+    if not source.exists():
+        raise InputError(f"{source} does not exist.", "Check the path.")
     if source.is_file():
         # A single file may have been renamed; its hash and its content decide.
         found = {model.files[0]: source} if len(model.files) == 1 and "*" not in model.files[0] else {}
@@ -244,7 +250,7 @@ def _local_files(model: Model, source: Path) -> dict[str, Path]:
     if missing:
         raise InputError(
             f"{source} does not hold {', '.join(missing)} of {model.name}.",
-            f"Give a copy of {model.page}, or the file itself.",
+            f"Give a copy of {model.page}{', or the file itself' if len(model.files) == 1 else ''}.",
         )
     return found
 
@@ -318,10 +324,18 @@ def _explained(model: Model) -> Iterator[None]:
                 f"Your account at the hub may not read {model.name} yet.",
                 f"Accept the terms at {model.page} with the account of your token, then try again.",
             ) from error
+        if status == 404:
+            raise ModelError(
+                f"{_endpoint() or HUB_PAGE} has no {model.repository}, or not its revision {model.revision}.",
+                "Check HF_ENDPOINT, update im3d, or bring the files with --from.",
+            ) from error
         raise ModelError(f"The hub answered {status} for {model.repository}.", again) from error
     except httpx2.HTTPError as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise ModelError(f"The hub at {_endpoint() or HUB_PAGE} cannot be reached ({reason}).", again) from error
+        raise ModelError(
+            f"The hub at {_endpoint() or HUB_PAGE} cannot be reached ({reason}).",
+            f"Check the connection (HTTPS_PROXY and HF_ENDPOINT are heeded). {again}",
+        ) from error
     except OSError as error:
         # http_get raises a bare OSError when the connection ends early; those of the disk carry an errno.
         if error.errno is not None:

@@ -11,8 +11,9 @@ from typing import Any
 from tqdm import tqdm
 
 from im3d import models
-from im3d.errors import ModelError
+from im3d.errors import InputError, ModelError
 from im3d.models import Model, find_model
+from im3d.paths import models_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,10 @@ def _list(args: argparse.Namespace) -> int:
     for model, fact in zip(models.models().values(), facts, strict=True):
         state, memory = "yes" if fact["installed"] else "no", f"{model.vram_gb:g} GB"
         print(row.format(model.name, model.purpose, model.size, memory, model.commercial, state, model.title))
+    print(
+        "\norbit: views from a picture; image: a picture from a sentence; mask: tells the object from its background."
+    )
+    print(f"Get one with: im3d models download NAME. They are kept in {models_folder()} (IM3D_HOME moves it).")
     return 0
 
 
@@ -86,6 +91,10 @@ def _download(args: argparse.Namespace) -> int:
     from im3d.model_hub import download, install_local
 
     chosen = [find_model(name) for name in args.names]
+    if args.source is not None and len(chosen) > 1:
+        raise InputError("--from holds the files of one model.", "Install the models one after another.")
+    if args.source is not None and not Path(args.source).exists():
+        raise InputError(f"{args.source} does not exist.", "Check the path.")
     for model in chosen:
         _consent(model, args.accept_licence)
     for model in chosen:
@@ -107,6 +116,8 @@ def _download(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     names = args.names or [name for name in models.models() if models.installed_files(find_model(name).folder)]
+    if not names and not args.json:
+        print("No model is installed. What there is: im3d models list")
     problems: dict[str, list[str]] = {}
     for name in names:
         with _Bar(name, "file") as bar:
