@@ -297,6 +297,33 @@ class TestLoop:
         np.testing.assert_allclose(over(views.rgba), over(truth.rgba), atol=2e-3)
         assert generator.network_calls == 6
 
+    def test_a_restart_begins_at_the_noised_renders_in_the_models_order(self) -> None:
+        truth, other = true_views(16), true_views(16, elevation=30.0)
+        generator = Oracle(truth)
+        seen: list[tuple[Tensor, float]] = []
+        denoiser = generator.denoiser
+
+        def watched(conditioning: Conditioning):  # type: ignore[no-untyped-def]
+            denoise = denoiser(conditioning)
+
+            def noting(x: Tensor, sigma: Tensor) -> Tensor:
+                seen.append((x, float(sigma)))
+                return denoise(x, sigma)
+
+            return noting
+
+        generator.denoiser = watched  # type: ignore[method-assign]
+        noise = Sv3dGenerator.refine_noise
+        renders = OrbitViews(other.rgba[::-1].copy(), truth.orbit)
+        generator.refine(Subject(truth.rgba[0]), renders, noise, 10, seed=3, progress=silent)
+        assert len(seen) == 10
+        x, sigma = seen[0]
+        assert sigma == pytest.approx(3.87, abs=0.05)
+        # z0 + σ·ε: not scaled by √(σ² + 1), the renders on white, the input view last.
+        epsilon = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+        z0 = generator.encode(np.roll(over(renders.rgba), -1, axis=0))
+        torch.testing.assert_close(x, z0 + sigma * epsilon, rtol=1e-4, atol=1e-4)
+
     def test_a_restart_with_no_noise_to_speak_of_keeps_the_renders(self, checkpoints: dict[str, Path]) -> None:
         # With σ → 0 EDM's denoiser is the identity, whatever the network says: c_skip → 1, c_out → 0.
         truth = true_views(4)
