@@ -162,6 +162,8 @@ class Job:
     def create(cls, folder: Path, request: Request) -> Job:
         """A new job, or the job that is already there when it was asked the very same.
 
+        A job that failed before it had done anything, for a mistake in what was asked, gives way to the corrected one.
+
         Raises:
             InputError: The folder holds another job, or cannot be written.
             DiskError: The disk is full.
@@ -169,12 +171,13 @@ class Job:
         if (folder / "request.json").exists():
             job = cls.open(folder)
             same = dataclasses.replace(job.request, blend=request.blend)
-            if same.to_json() != request.to_json():
+            if same.to_json() == request.to_json():
+                job.request = request
+                return job
+            if job.state.status != "failed" or job.state.finished:
                 raise InputError(
                     f"{folder} already holds another job.", "Choose another folder for --out, or delete this one."
                 )
-            job.request = request
-            return job
         make_folder(folder)
         job = cls(folder, request, State())
         write_json(folder / "state.json", dataclasses.asdict(job.state))

@@ -116,6 +116,19 @@ class TestJob:
             Job.create(tmp_path / "job", request(seed=1))
         assert (tmp_path / "job/request.json").read_bytes() == before
 
+    def test_a_job_that_failed_before_its_first_step_gives_way(self, tmp_path: Path) -> None:
+        job = Job.create(tmp_path / "job", request())
+        job.state.status = "failed"
+        job.save()
+        corrected = Job.create(tmp_path / "job", request(seed=1))
+        assert corrected.request.seed == Job.open(tmp_path / "job").request.seed == 1
+        assert corrected.state.status == Job.open(tmp_path / "job").state.status == "queued"
+        corrected.finish("load", "load", 0.5)
+        corrected.state.status = "failed"
+        corrected.save()
+        with pytest.raises(InputError, match="already holds another job"):
+            Job.create(tmp_path / "job", request(seed=2))
+
     def test_times_add_up_by_stage(self, tmp_path: Path) -> None:
         job = Job.create(tmp_path / "job", request())
         job.finish("fit to 500", "fit", 1.0)
