@@ -146,7 +146,10 @@ def test_screen_gradients_and_visibility_equal_the_cpu_rasterisers() -> None:
 
 
 def test_all_cameras_are_projected_as_each_one_is() -> None:
-    gaussians, views = random_gaussians(200, 0.1, seed=3), cameras(64, 3)
+    gaussians, orbit = random_gaussians(200, 0.1, seed=3), cameras(64, 3)
+    viewmats = orbit.viewmats.copy()
+    viewmats[1, :3, 3] += (0.1, -0.2, 0.5)  # cameras of one orbit have one distance
+    views = Cameras(viewmats, orbit.focal, orbit.size)
     together = project_views(gaussians, views)
     for index in range(3):
         alone = project(gaussians, views, index)
