@@ -16,7 +16,7 @@ import torch
 
 from im3d.blender import find_blender, render_preview, save_blend
 from im3d.elevation import OrbitEstimate, estimate_orbit
-from im3d.errors import Im3dError, InputError
+from im3d.errors import Im3dError, InputError, ModelError
 from im3d.framing import centring_crop, whole_picture
 from im3d.generators.base import Generator, Subject
 from im3d.generators.choose import Choice, build_generator, choose_generator
@@ -149,10 +149,15 @@ class Stages:
     def load(self, progress: Progress) -> None:
         """Reads and checks the input, so that a mistake costs a second and not a minute."""
         make_folder(self.job.work)
+        elevation = self.request.elevation_deg
+        if elevation is not None and abs(elevation) > MAX_ELEVATION_DEG:
+            raise InputError(
+                f"The elevation of {elevation:g}° is out of range.", f"Use one within ±{MAX_ELEVATION_DEG:g}°."
+            )
         if self.request.image is not None:
             write_png(self.job.folder / "input.png", read_image(Path(self.request.image)))
         if self.request.only_prompt:
-            self.notes["image_model"] = choose_image_model(self.settings.image)
+            self.notes["image_model"] = self._image_model()
         settings = self.settings.refine
         if not (0 <= settings.noise <= 1 and settings.steps >= 1):
             raise InputError(
@@ -334,6 +339,7 @@ class Stages:
             "elevation_deg": self.views.orbit.elevation_deg,
             **{k: notes[k] for k in ("elevation_method", "elevation_confidence", "direction", "direction_confidence")},
             "mask": notes.get("mask"),
+            "crop": notes.get("crop"),
             "orbit_from_glb": notes["orbit_from_glb"],
             "timings_s": {**timings, "total": round(sum(timings.values()), 3)},
             "mesh_stats": notes["mesh_stats"],
@@ -350,6 +356,21 @@ class Stages:
         return {**result, **paths, "job": str(job.folder), "blend": self.request.blend}
 
     # ---------------------------------------------------------------- helpers
+
+    def _image_model(self) -> str:
+        """The model that draws the picture.
+
+        Raises:
+            ModelError: It is missing; where the generator is too, both are named, so that one visit gets both.
+        """
+        try:
+            return choose_image_model(self.settings.image)
+        except ModelError as image:
+            try:
+                self.generator  # noqa: B018 - asked for its errors
+            except ModelError as generator:
+                raise ModelError(f"{image.message} {generator.message}", f"{image.hint} {generator.hint}") from image
+            raise
 
     def _subject(self) -> Subject:
         """The framed picture; for views that the user brings, their first."""

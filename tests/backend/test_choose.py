@@ -81,6 +81,10 @@ def test_nothing_installed_names_a_command() -> None:
     with pytest.raises(ModelError, match="is installed") as caught:
         choose_generator("auto", GPU)
     assert "im3d models download sv3d_u (9.4 GB)" in caught.value.hint
+    # Nobody should fetch nine gigabytes to learn that his machine cannot use them.
+    with pytest.raises(ModelError) as caught:
+        choose_generator("auto", CPU)
+    assert "download sv3d_u (9.4 GB; it wants an NVIDIA GPU of 8 GB, which is missing here)" in caught.value.hint
 
 
 def test_installed_but_too_large_is_said_as_such() -> None:

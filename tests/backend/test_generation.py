@@ -32,6 +32,7 @@ from im3d.jobs import Job, Request
 from im3d.models import find_model
 from im3d.orbit import Orbit
 from im3d.pipeline import run_pipeline
+from im3d.progress import silent
 from im3d.protocol import Message
 from im3d.settings import Settings, parse_overrides, preset_settings
 from im3d.splats.fit import SplatFit
@@ -161,6 +162,7 @@ def test_from_a_picture_to_an_object_by_what_is_installed(
         "mini is the best that is installed and fits (sv3d_u is not installed; sv3d_p needs a GPU)."
     )
     assert result["mask"] == "plain background"
+    assert set(result["crop"]) == {"left", "top", "side", "size"}
     assert result["network_calls"] == mini.DEFAULT_STEPS + 2 + 2
     assert result["elevation_method"] == "network"
     assert result["elevation_confidence"] is None
@@ -383,6 +385,10 @@ class TestRefusals:
         with pytest.raises(InputError, match="A mask belongs to a picture"):
             Request("pot", prompt="a pot", mask=str(tmp_path / "mask.png"))
 
+    def test_an_elevation_out_of_range(self, tmp_path: Path, picture: Path) -> None:
+        with pytest.raises(InputError, match="elevation of 100° is out of range"):
+            run(new_job(tmp_path / "job", image=str(picture), elevation_deg=100.0))
+
     def test_a_missing_generator_names_its_command(self, tmp_path: Path, picture: Path) -> None:
         with pytest.raises(ModelError, match=r"im3d models download sv3d_u \(9\.4 GB\)"):
             run(new_job(tmp_path / "job", "sv3d_u", image=str(picture)))
@@ -394,6 +400,36 @@ class TestRefusals:
         assert dataclasses.asdict(job.state)["status"] == "failed"
         assert job.state.finished == []
 
+    def test_a_missing_image_model_and_a_missing_generator_are_named_together(self, tmp_path: Path) -> None:
+        job = new_job(tmp_path / "job", "sv3d_u", settings=("image.model=flux2_klein",), prompt="a mug")
+        with pytest.raises(ModelError) as caught:
+            run(job)
+        for command in ("im3d models download flux2_klein (16.0 GB)", "im3d models download sv3d_u (9.4 GB)"):
+            assert command in caught.value.hint
+
+
+@pytest.mark.usefixtures("installed_models")
+def test_the_users_mask_is_taken_and_the_crop_is_kept(tmp_path: Path, picture: Path) -> None:
+    """The mask rules over the plain background; the subject fills nine tenths of its square, whose place is noted."""
+    alpha = np.zeros((96, 96), np.float32)
+    alpha[30:60, 20:80] = 1
+    write_png(tmp_path / "mask.png", np.dstack([alpha] * 3))
+    job = new_job(tmp_path / "job", image=str(picture), mask=str(tmp_path / "mask.png"))
+    steps = stages.Stages(job, "cpu", None)
+    steps.load(silent)
+    steps.make_subject(silent)
+    assert steps.notes["mask"] == "mask file"
+    side = 60 / 0.9
+    crop = steps.notes["crop"]
+    assert (crop["left"], crop["top"], crop["side"]) == pytest.approx((50 - side / 2, 45 - side / 2, side))
+    assert crop["size"] == steps.generator.size
+    subject = read_image(job.folder / "subject.png")
+    rows, columns = np.nonzero(subject[..., 3] > 0.5)
+    size = len(subject)
+    assert (np.ptp(columns) + 1) / size == pytest.approx(0.9, abs=1.5 / size)
+    assert (columns.min() + columns.max() + 1) / 2 == pytest.approx(size / 2, abs=1)
+    assert (rows.min() + rows.max() + 1) / 2 == pytest.approx(size / 2, abs=1)
+
 
 def test_the_command_line_ends_with_status_3_where_nothing_is_installed(
     tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -403,4 +439,4 @@ def test_the_command_line_ends_with_status_3_where_nothing_is_installed(
     status, result = generate(capsys, "--image", str(picture), "--out", str(tmp_path / "job"))
     assert status == 3
     assert result["code"] == "model_missing"
-    assert "im3d models download sv3d_u (9.4 GB)" in result["hint"]
+    assert "im3d models download sv3d_u (9.4 GB;" in result["hint"]

@@ -52,13 +52,18 @@ def _print_summary(result: dict[str, Any]) -> None:
     print(
         f"{result['mesh']}: {stats['faces']} faces, {'closed' if stats['watertight'] else 'open'}, "
         f"texture {stats['texture_size']}², {result['timings_s']['total']:.0f} s "
-        f"({result['generator']}, {result['rasterizer']} on {result['device']}, {result['perceptual']})"
+        f"({_drawn_by(result)}, {result['rasterizer']} on {result['device']}, {result['perceptual']})"
     )
     for warning in result["warnings"]:
         print(f"note: {warning}")
     for key in ("preview", "blend"):
         if result[key]:
             print(f"{key}: {result[key]}")
+
+
+def _drawn_by(result: dict[str, Any]) -> str:
+    calls = result["network_calls"]
+    return f"{result['generator']}, {calls} network calls" if calls else str(result["generator"])
 
 
 @contextmanager

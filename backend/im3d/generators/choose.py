@@ -65,7 +65,7 @@ def choose_generator(wanted: str, device: torch.device, elevation_known: bool = 
     try:
         _require_mini()
     except ModelError as error:
-        raise _nothing_fits(passed) from error
+        raise _nothing_fits(passed, device) from error
     return Choice("mini", _reason("mini", passed))
 
 
@@ -129,14 +129,15 @@ def _reason(name: str, passed: list[str]) -> str:
     return f"{name} is the best that is installed and fits ({'; '.join(passed) or 'nothing better was passed by'})."
 
 
-def _nothing_fits(passed: list[str]) -> ModelError:
+def _nothing_fits(passed: list[str], device: torch.device) -> ModelError:
     best = find_model("sv3d_u")
     if installed(best.name) or installed("sv3d_p"):
         return ModelError(
             f"No generator that turns a picture into views can run here: {'; '.join(passed)}.",
             "Free some memory, ask for it by --generator all the same, or bring the views with --views.",
         )
+    need = "" if device.type == "cuda" else f"; it wants an NVIDIA GPU of {best.vram_gb:g} GB, which is missing here"
     return ModelError(
         "No generator that turns a picture into views is installed.",
-        f"Get one with: im3d models download {best.name} ({best.size}), or bring the views with --views.",
+        f"Get one with: im3d models download {best.name} ({best.size}{need}), or bring the views with --views.",
     )
