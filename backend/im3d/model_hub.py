@@ -74,7 +74,7 @@ def download(name: str, progress: Progress = silent) -> Path:
     require_licence(model)
     if _offline():
         raise ModelError(
-            f"{name} cannot be downloaded: HF_HUB_OFFLINE is set.",
+            f"{name} cannot be downloaded: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.",
             f"Unset it, or bring the files: im3d models download {name} --from PATH.",
         )
     make_folder(model.folder)
@@ -348,7 +348,9 @@ def _endpoint() -> str | None:
 
 
 def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    """What huggingface-hub goes by, read at each call and not when it is imported."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)
 
 
 def _silent_bar() -> Any:

@@ -69,8 +69,10 @@ _MOTION = """
     marching melting orbiting pouncing prancing prowling rearing riding roaring running skateboarding skating
     skiing sneaking somersaulting soaring spinning splashing sprinting strolling surfing swimming swinging
     swooping throwing trotting tumbling twirling walking waving wriggling
+    bounces climbs crawls dances gallops jumps leaps prances runs soars sprints swims trots tumbles twirls
 """
-_MOTION_WORDS = re.compile(rf"\b(?:{'|'.join(_MOTION.split())}|in (?:full )?motion)\b", re.IGNORECASE)
+_MOTION_PHRASES = r"in (?:full )?motion|in action|in flight|mid[- ](?:air|jump|leap|stride|swing)"
+_MOTION_WORDS = re.compile(rf"\b(?:{'|'.join(_MOTION.split())}|{_MOTION_PHRASES})\b", re.IGNORECASE)
 
 
 def choose_image_model(settings: ImageSettings) -> str:

@@ -134,6 +134,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "HF_TOKEN",
         "HUGGING_FACE_HUB_TOKEN",
         "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
         "HTTP_PROXY",
         "http_proxy",
         "ALL_PROXY",
@@ -263,8 +264,9 @@ class TestDownload:
         verify("sv3d_u")
         assert len(hub.requests) == seen
 
-    def test_offline_says_so_and_asks_nobody(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+    def test_offline_says_so_and_asks_nobody(self, variable: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(variable, "1")
         with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
             model_hub.download(accepted("sv3d_u"))
         assert hub.requests == []

@@ -270,6 +270,9 @@ class TestPrompt:
             ("a Dancing robot", "Dancing"),
             ("a cat, caught in full motion", "in full motion"),
             ("a dragon flying", "flying"),
+            ("a horse that gallops", "gallops"),
+            ("a skater in mid-air", "mid-air"),
+            ("an eagle in flight", "in flight"),
         ],
     )
     def test_motion_is_noticed(self, prompt: str, verb: str) -> None:
@@ -277,6 +280,19 @@ class TestPrompt:
         assert warning is not None
         assert f'"{verb}"' in warning
 
-    @pytest.mark.parametrize("prompt", ["a gold ring", "a building", "a wooden spring", "a rolling pin", "earrings"])
+    @pytest.mark.parametrize(
+        "prompt",
+        [
+            "a gold ring",
+            "a building",
+            "a wooden spring",
+            "a rolling pin",
+            "earrings",
+            "an action figure",
+            "a flight of stairs",
+            "a jar of hops",
+            "swings",
+        ],
+    )
     def test_things_that_only_sound_like_it_are_not(self, prompt: str) -> None:
         assert motion_warning(prompt) is None
