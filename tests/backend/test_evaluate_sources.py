@@ -12,6 +12,8 @@ from im3d.evaluate.ablation import variants
 from im3d.evaluate.objects import ELEVATIONS_DEG, draw_elevation, find_objects
 from im3d.evaluate.run import Plan
 from im3d.evaluate.warp import Warp, warped
+from im3d.generators.mini import MiniGenerator
+from im3d.generators.sv3d import Sv3dGenerator
 from im3d.images import OrbitViews
 from im3d.orbit import Orbit
 from im3d.settings import parse_overrides, preset_settings
@@ -116,3 +118,18 @@ def test_variants_of_the_paper() -> None:
         variants("iterations", plan)
     with pytest.raises(InputError, match="same number of views"):
         variants("frames", Plan("mini", 16, 256, 0, "standard"))
+
+
+@pytest.mark.parametrize("source", ["mini", "sv3d_u", "sv3d_p"])
+def test_variants_of_the_restarts_noise(source: str) -> None:
+    plan = Plan(source, 16, 256, 0, "standard")
+    restarts = [parse_overrides(preset_settings("standard"), v.plan.settings).refine for v in variants("noise", plan)]
+    assert [r.rounds for r in restarts] == [0, 2, 2, 2, 2, 2, 2]
+    noises = [r.noise for r in restarts[1:]]
+    assert noises == sorted(noises)
+    # The generators' own levels lie inside.
+    for kind in (MiniGenerator, Sv3dGenerator):
+        assert noises[0] < kind.refine_noise < noises[-1]
+    assert Sv3dGenerator.refine_noise in noises
+    with pytest.raises(InputError, match="cannot be refined"):
+        variants("noise", Plan("oracle", 16, 256, 0, "standard"))
