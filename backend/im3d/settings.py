@@ -114,7 +114,8 @@ class RefineSettings:
     Attributes:
         rounds: How often; 0 switches it off.
         every: Fit iterations before each round.
-        noise: Share of the noise ladder that the renders are lifted to, in (0, 1]. 0: what suits the generator.
+        noise: Share of the noise ladder that the renders are lifted to, in (0, 1]: the paper's σ_r, which it does not
+            state. 0: what suits the generator.
         steps: Denoising steps of each round.
         raise_deg: Each round also draws a second orbit, raised by so many degrees, and the fit goes on towards both; 0
             for none. Only `sv3d_p` can be told an elevation. Beyond the paper: views from above fix what a single ring
