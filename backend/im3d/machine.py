@@ -50,3 +50,10 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no CUDA device.", "Use --device cpu.")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def fast_in_half(device: torch.device) -> bool:
+    """Whether bfloat16 saves time on a device: on GPUs, and on processors with matrix units for it (Intel's AMX)."""
+    import torch
+
+    return device.type == "cuda" or torch.cpu._is_amx_tile_supported()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,23 +13,23 @@ from tiny_models import TINY_MINI
 from torch import nn
 
 from im3d.errors import InputError
-from im3d.generators.mini_model import enlarged, shrunk
 from im3d.orbit import DEFAULT_FOV_DEG, Cameras, focal_length, look_at_origin
 from im3d.training import render
-from im3d.training.batches import OrbitBatches, mirrored, random_colour, rolled
+from im3d.training.batches import FRONT_SHARE, Batch, Changes, OrbitBatches
 from im3d.training.muon import ADAMW_RMS, Muon
 from im3d.training.orbits import OrbitSet, orbits_per_prop
 from im3d.training.train import (
+    LOSSES,
     Place,
     Trainer,
     TrainSettings,
-    export,
     initial_model,
     learning_rate,
     optimizers,
     train,
 )
 from im3d.training.validate import validate
+from im3d.training.volumes import VolumeTargets
 
 
 def dots(points: np.ndarray, azimuths: np.ndarray, elevation: float, size: int = 64) -> torch.Tensor:
@@ -41,35 +43,70 @@ def dots(points: np.ndarray, azimuths: np.ndarray, elevation: float, size: int =
     return canvas
 
 
-TINY = {"size": TINY_MINI["sample_size"], **{k: v for k, v in TINY_MINI.items() if k != "sample_size"}}
 POINTS = np.array([[0.53, 0.21, 0.31], [-0.37, 0.44, -0.22], [0.11, -0.61, 0.07]])
 AZIMUTHS = np.arange(16) * 22.5
 
 
-def test_mirroring_views_is_mirroring_the_prop() -> None:
-    flipped = dots(POINTS * [-1, 1, 1], AZIMUTHS, 20.0)
-    torch.testing.assert_close(mirrored(dots(POINTS, AZIMUTHS, 20.0)), flipped)
+def dotted(points: np.ndarray = POINTS) -> OrbitSet:
+    """One orbit of dots, at an elevation of 20°."""
+    views = (dots(points, AZIMUTHS, 20.0) * 255).byte().movedim(2, -1).numpy()
+    return OrbitSet(views, np.array([20], np.float32), np.array(["train"]), np.array(["p"]))
 
 
-def test_rolling_views_is_turning_the_ring() -> None:
-    views = dots(POINTS, AZIMUTHS, 20.0)
-    torch.testing.assert_close(rolled(views, torch.tensor([3])), dots(POINTS, AZIMUTHS + 3 * 22.5, 20.0))
+def plain_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Changes, "recolored", lambda self, rgb: rgb)
 
 
-def test_colours_change_alike_in_all_views() -> None:
-    one = torch.rand(8, 1, 4, 4, 4) * 0.4
-    one[:, :, 3] = 1
-    views = random_colour(one.expand(-1, 16, -1, -1, -1), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(views, views[:, :1].expand_as(views))
-    assert (views[:, 0, :3] - one[:, 0, :3]).abs().amax() > 0.01
-    torch.testing.assert_close(views[:, :, 3], torch.ones_like(views[:, :, 3]))
+@pytest.mark.parametrize("seed", range(6))
+def test_training_orbits_are_rings_of_the_turned_and_mirrored_prop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_colours(monkeypatch)
+    batches = OrbitBatches(dotted(), np.array([0]), torch.device("cpu"), 64)
+    batch = batches.draw(1, torch.Generator().manual_seed(seed))
+    turn = np.deg2rad(-22.5 * batch.changes.start.item())
+    points = POINTS @ np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]).T
+    if batch.changes.mirrored.item():
+        points = points * [-1, 1, 1]
+    assert batch.index.tolist() == [list(range(16))]
+    expected = dots(points, AZIMUTHS, 20.0)
+    # A dot on the border of two pixels may fall into either.
+    assert (batch.views - expected).abs().sum() <= 0.05 * expected.sum()
 
 
-def test_colours_never_exceed_alpha() -> None:
-    views = torch.rand(16, 16, 4, 4, 4)
-    views[:, :, :3] *= views[:, :, 3:]
-    changed = random_colour(views, torch.Generator().manual_seed(0))
-    assert (changed[:, :, :3] <= changed[:, :, 3:]).all()
+def test_augmentations_differ() -> None:
+    batches = OrbitBatches(dotted(), np.array([0]), torch.device("cpu"), 64)
+    changes = batches.draw(400, torch.Generator().manual_seed(0), 0).changes
+    assert changes.mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
+    assert (changes.start == 0).float().mean() == pytest.approx(FRONT_SHARE + (1 - FRONT_SHARE) / 16, abs=0.1)
+    assert len(changes.gain[:, 0].unique()) == 400
+
+
+def test_a_few_views_are_those_of_the_whole_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_colours(monkeypatch)
+    batches = OrbitBatches(random_orbits(), np.arange(10), torch.device("cpu"), 32)
+    batch = batches.draw(4, torch.Generator().manual_seed(1), 3)
+    assert batch.views.shape == (4, 4, 4, 32, 32)
+    stored, _ = batches.take(batch.changes.rows)
+    for i in range(4):
+        assert batch.index[i, 0] == 0
+        assert len(set(batch.index[i].tolist())) == 4
+        for view, step in zip(batch.views[i], batch.index[i].tolist(), strict=True):
+            mirrored = bool(batch.changes.mirrored[i])
+            found = stored[i, (int(batch.changes.start[i]) + (-step if mirrored else step)) % 16]
+            torch.testing.assert_close(view, found.flip(-1) if mirrored else found)
+
+
+def test_colours_change_alike_in_all_views_and_never_exceed_alpha() -> None:
+    orbits = random_orbits(20)
+    orbits.views[:] = orbits.views[:, :1]
+    batch = OrbitBatches(orbits, np.arange(10), torch.device("cpu"), 32).draw(8, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batch.views, batch.views[:, :1].expand_as(batch.views))
+    assert (batch.views[:, :, :3] <= batch.views[:, :, 3:]).all()
+    stored = torch.from_numpy(orbits.views[batch.changes.rows.numpy(), 0]).permute(0, 3, 1, 2) / 255
+    given = torch.where(batch.changes.mirrored.view(-1, 1, 1, 1), stored.flip(-1), stored)
+    torch.testing.assert_close(batch.views[:, 0, 3], given[:, 3])
+    expected = torch.minimum(batch.changes.recolored(given[:, :3]), given[:, 3:])
+    torch.testing.assert_close(batch.views[:, 0, :3], expected)
+    assert (batch.views[:, 0, :3] - given[:, :3]).abs().amax() > 0.01
 
 
 def test_recipes_repeat_and_stay_in_range() -> None:
@@ -108,50 +145,82 @@ def test_training_rows_hold_no_prop_of_another_split(tmp_path: Path) -> None:
     assert elevation.item() == orbits.elevation_deg[9]
 
 
-def run(out: Path, steps: int, resume: bool = False) -> list[float]:
-    settings = TrainSettings(size=32, batch=2, steps=steps, warmup=6, seed=5, muon=True)
-    model, _, _ = initial_model(None, 5, **TINY)
-    trainer = Trainer(model, settings, Place(torch.device("cpu")))
+class AnyVolumes:
+    """Random targets, for tests that do not look at them."""
+
+    def at(self, changes: Changes, size: int, depths: int, generator: torch.Generator) -> VolumeTargets:
+        shape = (len(changes.rows), depths, size, size)
+        occupancy = (torch.rand(shape, generator=generator) > 0.8).float()
+        weight = torch.ones(shape[0], 1, depths // 2, size, size)
+        return VolumeTargets(occupancy, torch.rand(weight.expand(-1, 3, -1, -1, -1).shape, generator=generator), weight)
+
+
+def new_trainer(**settings: Any) -> Trainer:
+    chosen = TrainSettings(**{"batch": 2, "warmup": 6, "seed": 5, "drawn_views": 2, **settings})
+    model, _, _ = initial_model(None, 5, **TINY_MINI)
+    return Trainer(model, chosen, Place(torch.device("cpu")))
+
+
+def run(out: Path, steps: int, resume: bool = False, **settings: Any) -> list[float]:
+    trainer = new_trainer(steps=steps, muon=True, **settings)
     if resume:
         trainer.load(out)
     losses: list[float] = []
-    train(trainer, random_orbits(), out, 0.0, lambda _, loss: losses.append(loss))
+    train(trainer, random_orbits(), AnyVolumes(), out, 0.0, lambda _, loss: losses.append(loss))  # type: ignore[arg-type]
     return losses
 
 
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
-    unbroken = run(tmp_path / "a", 8)
+@pytest.mark.parametrize("drawn_views", [0, 2])
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, drawn_views: int) -> None:
+    unbroken = run(tmp_path / "a", 8, drawn_views=drawn_views)
     # Stopped inside the warm-up, which must go on rather than begin anew.
-    assert run(tmp_path / "b", 4) + run(tmp_path / "b", 8, resume=True) == unbroken
+    first = run(tmp_path / "b", 4, drawn_views=drawn_views)
+    assert first + run(tmp_path / "b", 8, resume=True, drawn_views=drawn_views) == unbroken
 
 
 def test_export_starts_another_run(tmp_path: Path) -> None:
     run(tmp_path, 4)
-    model, step, seen = initial_model(tmp_path / "model", 0, 32)
+    model, step, seen = initial_model(tmp_path / "model", 0)
     assert (step, seen) == (4, 8)
     assert model.config["sample_size"] == 32
     with pytest.raises(InputError):
-        initial_model(tmp_path / "nothing", 0, 32)
+        initial_model(tmp_path / "nothing", 0)
 
 
-def test_weights_for_small_views_go_on_with_large_ones(tmp_path: Path) -> None:
-    """The volume's share of the picture is the same before a step at twice the size."""
-    small, _, _ = initial_model(None, 5, **{**TINY, "size": 16})
-    for p in small.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.05)
-    export(small.eval(), tmp_path, 7, 70, torch.float32)
-    large, step, seen = initial_model(tmp_path, 0, 32)
-    assert (step, seen, large.config["sample_size"]) == (7, 70, 32)
-    with pytest.raises(ValueError, match="refined already"):
-        enlarged(large)
-    condition = torch.rand(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    sigma, elevation = torch.tensor([500.0]), torch.tensor([20.0])
-    with torch.no_grad():
-        coarse = small(torch.zeros(1, 16, 4, 16, 16), sigma, condition, elevation).coarse
-        fine = large.eval()(torch.zeros(1, 16, 4, 32, 32), sigma, condition, elevation).coarse
-    assert fine.shape[-1] == 2 * coarse.shape[-1]
-    assert (shrunk(fine, coarse.shape[-1]) - coarse).abs().mean() < 0.1 * coarse.abs().mean()
+def one_batch(views: int = 2) -> tuple[Batch, VolumeTargets]:
+    batches = OrbitBatches(random_orbits(), np.arange(10), torch.device("cpu"), 32)
+    generator = torch.Generator().manual_seed(0)
+    batch = batches.draw(2, generator, views)
+    return batch, AnyVolumes().at(batch.changes, 16, 8, generator)
+
+
+def test_each_loss_reaches_its_part_of_the_network() -> None:
+    trainer = new_trainer()
+    batch, targets = one_batch()
+    for part, names in (
+        (0, {"shape"}),
+        (1, {"shape"}),
+        (2, {"shape"}),
+        (3, {"shape", "opacity"}),
+        (4, {"shape", "opacity", "decoder", "condition_embedding"}),
+    ):
+        for module in trainer.model.modules():  # what starts at zero would hide what lies before it
+            for p in module.parameters(recurse=False):
+                if p.requires_grad and not p.any():
+                    torch.nn.init.normal_(p, std=0.05)
+        trainer.model.zero_grad()
+        trainer.losses(batch, targets, torch.Generator().manual_seed(0))[part].backward()
+        reached = {n.split(".")[0] for n, p in trainer.model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert reached == names
+
+
+def test_a_frozen_shape_stays() -> None:
+    trainer = new_trainer(frozen_shape=True)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    for step in range(3):
+        trainer.train_step(*one_batch(), torch.Generator().manual_seed(step), 1e-3)
+    changed = {k.split(".")[0] for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"decoder", "condition_embedding", "opacity"}
 
 
 def test_muon_steps_along_orthogonal_matrices_of_adamws_size() -> None:
@@ -172,8 +241,8 @@ def test_muon_steps_along_orthogonal_matrices_of_adamws_size() -> None:
 
 @pytest.mark.parametrize("muon", [False, True])
 def test_every_weight_is_trained_once(muon: bool) -> None:
-    model, _, _ = initial_model(None, 0, **TINY)
-    made = optimizers(model, TrainSettings(size=32, muon=muon), torch.device("cpu"))
+    model = new_trainer().model
+    made = optimizers(model, TrainSettings(muon=muon), torch.device("cpu"))
     assert len(made) == 1 + muon
     trained = [id(p) for optimizer in made for group in optimizer.param_groups for p in group["params"]]
     assert len(trained) == len(set(trained))
@@ -183,9 +252,7 @@ def test_every_weight_is_trained_once(muon: bool) -> None:
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    settings = TrainSettings(size=32, batch=2, steps=100, warmup=10, decay=0.5, learning_rate=1.0)
-    model, _, _ = initial_model(None, 0, **TINY)
-    trainer = Trainer(model, settings, Place(torch.device("cpu")))
+    trainer = new_trainer(steps=100, warmup=10, decay=0.5, learning_rate=1.0)
     rates = []
     for trainer.step in range(100):
         rates.append(learning_rate(trainer, 0.0))
@@ -195,18 +262,22 @@ def test_learning_rate_rises_and_falls() -> None:
     assert rates[99] == pytest.approx(0.02)
 
 
-def test_training_lowers_the_loss() -> None:
-    settings = TrainSettings(size=32, batch=2, steps=24, warmup=5, learning_rate=2e-3)
-    model, _, _ = initial_model(None, 0, **TINY)
-    trainer = Trainer(model, settings, Place(torch.device("cpu")))
-    views = torch.zeros(2, 16, 4, 32, 32)
+@pytest.mark.parametrize("muon", [False, True])
+def test_training_lowers_every_loss(muon: bool) -> None:
+    trainer = new_trainer(muon=muon)
+    batch, _ = one_batch()
+    occupancy = torch.zeros(2, 8, 16, 16)
+    occupancy[:, 2:5, 4:12, 5:11] = 1
+    weight = occupancy.unflatten(1, (4, 2)).mean(dim=2)[:, None]
+    targets = VolumeTargets(occupancy, torch.tensor([0.9, 0.2, 0.1]).view(1, 3, 1, 1, 1) * weight.sign(), weight)
+    views = torch.zeros_like(batch.views)
     views[..., 8:24, 10:22] = 0.8
-    elevation = torch.full((2,), 30.0)
-    losses = []
-    for step in range(24):
-        generator = torch.Generator().manual_seed(step)
-        losses.append(trainer.train_step(views, elevation, generator, 2e-3)[0].item())
-    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+    batch = dataclasses.replace(batch, views=views, elevation=torch.full((2,), 40.0))
+    losses = torch.stack(
+        [trainer.train_step(batch, targets, torch.Generator().manual_seed(i), 3e-3) for i in range(40)]
+    )
+    ratios = losses[-8:].mean(dim=0) / losses[:8].mean(dim=0)
+    assert (ratios < 0.8).all(), dict(zip(LOSSES, ratios.tolist(), strict=True))
 
 
 def test_scores_of_a_perfect_generator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +285,7 @@ def test_scores_of_a_perfect_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = OrbitBatches(orbits, np.array([3]), torch.device("cpu"), 32)
     truth, elevation = batches.take([0])
     monkeypatch.setattr("im3d.training.validate.sample_orbit", lambda *a, **k: (truth, elevation + 2))
-    model, _, _ = initial_model(None, 0, **TINY)
-    scores = validate(model, batches)
+    scores = validate(new_trainer().model, batches)
     assert scores.psnr > 90
     assert scores.iou == 1
     assert scores.elevation_error_deg == pytest.approx(2, abs=1e-4)

@@ -17,7 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from im3d.generators.mini_model import VolumeDenoiser
+from im3d.training.batches import Batch, Changes
 from im3d.training.train import Place, Trainer, TrainSettings
+from im3d.training.volumes import VolumeTargets
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
@@ -44,27 +46,38 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def random_batch(model: VolumeDenoiser, count: int, views: int, device: torch.device) -> tuple[Batch, VolumeTargets]:
+    """Orbits and targets of the right shapes."""
+    size, depths = int(model.config["sample_size"]), int(model.config["depths"])
+    pictures = torch.rand(count, 1 + views, 4, size, size, device=device)
+    index = torch.arange(1 + views, device=device).expand(count, -1)
+    rows, plain = torch.zeros(count, dtype=torch.long, device=device), torch.ones(count, 3, device=device)
+    changes = Changes(rows, rows, rows > 0, torch.arange(3, device=device).expand(count, -1), plain)
+    occupancy = (torch.rand(count, depths, size // 2, size // 2, device=device) > 0.9).float()
+    weight = torch.ones(count, 1, depths // 2, size // 2, size // 2, device=device)
+    targets = VolumeTargets(occupancy, weight.expand(-1, 3, -1, -1, -1) / 2, weight)
+    return Batch(pictures, index, torch.rand(count, device=device) * 45, changes), targets
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Profile a training step of mini.")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--drawn-views", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    settings = TrainSettings(size=args.size, batch=args.batch, compile=not args.eager)
-    trainer = Trainer(VolumeDenoiser(sample_size=args.size), settings, Place(device))
-    side = trainer.model.image_size
-    views = torch.rand(args.batch, 16, 4, side, side, device=device)
-    elevation = torch.rand(args.batch, device=device) * 45
+    settings = TrainSettings(batch=args.batch, drawn_views=args.drawn_views, compile=not args.eager, muon=True)
+    trainer = Trainer(VolumeDenoiser(), settings, Place(device))
     generator = torch.Generator(device)
+    batch, targets = random_batch(trainer.model, args.batch, args.drawn_views, device)
 
     def step() -> None:
-        trainer.train_step(views, elevation, generator, 1e-5)
+        trainer.train_step(batch, targets, generator, 1e-5)
 
     with FlopCounterMode(display=False) as counter:
-        trainer.losses(views[:1], elevation[:1], generator)
+        trainer.losses(*random_batch(trainer.model, 1, args.drawn_views, device), generator)
     taken = seconds(step, args.repeats)
     work = 3 * counter.get_total_flops() * args.batch
     print(f"{args.batch / taken:.0f} orbits/s, {work / taken / matrix_rate(device):.0%} of the matrix rate")

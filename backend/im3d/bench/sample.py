@@ -30,7 +30,7 @@ def bench_sample(bench: Bench, size: int) -> dict[str, Any]:
     size, views = model.config["sample_size"], model.config["views"]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, views, 4, size, size, generator=generator).to(bench.device)
-    picture = torch.rand(1, 4, model.image_size, model.image_size, generator=generator).to(bench.device)
+    picture = torch.rand(1, 4, size, size, generator=generator).to(bench.device)
     sigma = torch.full((1,), 5.0, device=bench.device)
 
     @torch.inference_mode()

@@ -83,6 +83,18 @@ def _rendered(args: argparse.Namespace, where: Any) -> Any:
     return orbits or rendered()
 
 
+def _grids(args: argparse.Namespace, where: Any) -> Any:
+    """The packs' occupancy grids; the first process makes them."""
+    import torch.distributed as dist
+
+    from im3d.training.grids import pack_grids
+
+    grids = pack_grids(args.pack, args.cache, args.workers) if where.first else None
+    if where.world > 1:
+        dist.barrier()
+    return grids or pack_grids(args.pack, args.cache, args.workers)
+
+
 def _finetune(args: argparse.Namespace, where: Any, started: float) -> None:
     from im3d.generators.sv3d_network import SV3D_P, SV3D_U
     from im3d.models import find_model, require
@@ -104,18 +116,20 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     from im3d.training.batches import OrbitBatches
     from im3d.training.train import Trainer, TrainSettings, initial_model, train
     from im3d.training.validate import validate
+    from im3d.training.volumes import OrbitVolumes
 
     orbits = _rendered(args, where)
+    volumes = OrbitVolumes(_grids(args, where), orbits, args.pack, where.device, args.workers)
     settings = _settings(TrainSettings, args)
-    model, step, seen = initial_model(args.init, args.seed, args.size, **json.loads(args.model))
+    model, step, seen = initial_model(args.init, args.seed, **json.loads(args.model))
     trainer = Trainer(model, settings, where)
     trainer.step = trainer.leg_start = step
     trainer.orbits_seen = seen
     if args.resume:
         trainer.load(args.out)
-    train(trainer, orbits, args.out, started)
+    train(trainer, orbits, volumes, args.out, started)
     if args.test and where.first:
-        batches = OrbitBatches(orbits, orbits.rows("test"), where.device, model.image_size)
-        for steps in (1, 2, 4, 8, 16):
+        batches = OrbitBatches(orbits, orbits.rows("test"), where.device, model.config["sample_size"])
+        for steps in (1, 2, 4, 8):
             picture = args.out / f"test-{steps}.png"
             print(f"test, {steps} steps: {validate(trainer.average, batches, steps, picture=picture)}", flush=True)

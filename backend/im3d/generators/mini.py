@@ -14,10 +14,10 @@ from torch import Tensor
 from im3d.errors import ModelError, OutOfMemoryError
 from im3d.generators.base import Subject
 from im3d.generators.mini_layers import channels_last
-from im3d.generators.mini_model import VolumeDenoiser, from_model, shrunk, to_model
-from im3d.generators.mini_pictures import CELL
-from im3d.generators.sampling import dpm_solver_2m, karras_sigmas, noised, restart_sigmas
+from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
+from im3d.generators.sampling import karras_sigmas, noised, renoised, restart_sigmas
 from im3d.images import OrbitViews, premultiplied, resized
+from im3d.machine import fast_in_half
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
 from im3d.paths import models_folder
 from im3d.progress import Progress, silent
@@ -26,8 +26,8 @@ FloatArray = NDArray[np.float32]
 
 # The noise ladder at 64 pixels. It scales with the side of the pictures: averaging blocks of pixels halves the noise
 # with each halving of the side, so that a level hides the same content at any size.
-SIGMA_MIN, SIGMA_MAX = 0.015, 40.0
-DEFAULT_STEPS = 8
+SIGMA_MIN, SIGMA_MAX = 0.05, 40.0
+DEFAULT_STEPS = 4
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights" / "mini"
 
 
@@ -54,7 +54,6 @@ class MiniGenerator:
         self._folder = weights or mini_weights()
         config = _config(self._folder)
         self.size = int(config["sample_size"])
-        self._picture_size = 2 * CELL * int(config["cells"])
         self.orbit = Orbit.uniform(int(config["views"]), None, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
         self._model: VolumeDenoiser | None = None
@@ -86,7 +85,7 @@ class MiniGenerator:
         seed: int,
         progress: Progress,
     ) -> OrbitViews:
-        picture = _at_size(subject.rgba, self._picture_size)
+        picture = _at_size(subject.rgba, self.size)
         start = None if renders is None else _as_tensor(renders.rgba)[None].to(self._device)
         known = None if renders is None else renders.orbit.elevation_deg
         before = self.network_calls
@@ -96,16 +95,17 @@ class MiniGenerator:
             progress(step, steps, preview)
 
         try:
-            views, elevation = sample_orbit(
-                self._loaded(),
-                _as_tensor(picture)[None].to(self._device),
-                steps,
-                torch.Generator("cpu").manual_seed(seed),
-                elevation_deg=None if known is None else torch.tensor([known], device=self._device),
-                start=start,
-                noise=1.0 if noise is None else noise,
-                progress=counted,
-            )
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=fast_in_half(self._device)):
+                views, elevation = sample_orbit(
+                    self._loaded(),
+                    _as_tensor(picture)[None].to(self._device),
+                    steps,
+                    torch.Generator("cpu").manual_seed(seed),
+                    elevation_deg=None if known is None else torch.tensor([known], device=self._device),
+                    start=start,
+                    noise=1.0 if noise is None else noise,
+                    progress=counted,
+                )
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 "mini does not fit into the memory of the GPU.", "Close other programs that use it, or use the CPU."
@@ -140,15 +140,14 @@ def sample_orbit(
     noise: float = 1.0,
     progress: Progress = silent,
 ) -> tuple[Tensor, Tensor]:
-    """Orbits denoised by DPM-Solver++, from noise or from noised renders (paper 3.4).
+    """Orbits denoised in a few steps, each from fresh noise: from nothing, or from noised renders (paper 3.4).
 
-    The input view is known, so each step puts it in the place of its estimate. Without `start`, the noise is added to
-    copies of the input view rather than to nothing: the mean over all pixels shows through even the highest level, and
-    that of nothing (a half-covered grey) was never seen in training.
+    The object is imagined once and every step knows its views. The input view is known, so each step puts it in the
+    place of its estimate. Without `start`, the noise is added to the imagined views.
 
     Args:
         model: The denoiser.
-        condition: (B, 4, I, I) input views of the model's `image_size`, premultiplied RGBA in [0, 1].
+        condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
         steps: Denoising steps.
         generator: Of the noise.
         elevation_deg: (B,) where it is known; None: as the network reads it from the input view.
@@ -164,24 +163,20 @@ def sample_orbit(
     low, high = SIGMA_MIN * scale, SIGMA_MAX * scale
     sigmas = karras_sigmas(steps, low, high) if noise == 1 else restart_sigmas(steps, noise, low, high)
     sigmas = sigmas.to(condition.device)
-    image = to_model(condition)
-    given = shrunk(image, S)
-    begin = given[:, None].expand(-1, model.config["views"], -1, -1, -1) if start is None else to_model(start)
-    elevation = torch.zeros(B) if elevation_deg is None else elevation_deg
+    given = to_model(condition)
+    imagined = model.imagine(given, elevation_deg)
+    elevation = imagined.shape.elevation_deg if elevation_deg is None else elevation_deg
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal elevation
-        answer = model(x, sigma.expand(B), image, elevation_deg)
-        if elevation_deg is None:
-            elevation = answer.elevation_deg
-        denoised: Tensor = answer.views.clamp(-1, 1)
+        denoised: Tensor = model(x, sigma.expand(B), given, elevation_deg, imagined).clamp(-1, 1)
         denoised[:, 0] = given
         return denoised
 
     def told(step: int, steps: int, denoised: Tensor) -> None:
         progress(step, steps, _contact_sheet(denoised[0]) if progress is not silent else None)
 
-    views = dpm_solver_2m(denoise, noised(begin, sigmas[0], generator), sigmas, told)
+    begin = to_model(imagined.views if start is None else start)
+    views = renoised(denoise, noised(begin, sigmas[0], generator), sigmas, generator, told)
     return from_model(views), elevation
 
 

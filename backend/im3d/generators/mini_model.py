@@ -1,10 +1,10 @@
-"""The network of `mini`: a diffusion denoiser of all views of an orbit that reasons in a volume.
+"""The network of `mini`: a diffusion denoiser of all views of an orbit about one imagined object.
 
-The input picture and the noisy views are lifted into one volume, a 3D U-Net completes it, and every view is drawn from
-it by volume rendering and finished by a small 2D decoder. Turning an object is thus geometry, not something that has to
-be learnt from a few thousand props (compare Viewset Diffusion, Szymanowicz et al. 2023; SyncDreamer, Liu et al. 2023).
-The volume is coarse; for large views a refiner doubles its resolution, so that most of the training can be done on
-small ones. Preconditioning is EDM's (Karras et al. 2022, Table 1), so that it shares samplers and restarts with SV3D.
+From the input picture a volume is imagined (`mini_shape`), once for an orbit; every view is drawn from it, so that
+turning an object is geometry and the views agree. A small network then denoises each view, knowing what the volume
+shows there and what the input picture shows of that place. At the highest noise its estimate is the drawn volume, at
+the lowest the picture itself. Preconditioning is EDM's (Karras et al. 2022, Table 1), so that samplers and restarts are
+shared with SV3D.
 """
 
 from __future__ import annotations
@@ -19,31 +19,29 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from im3d.generators.mini_layers import ALIGNMENT, aligned, filled
-from im3d.generators.mini_pictures import CELL, InputEncoder, ViewDecoder, ViewEncoder
-from im3d.generators.mini_resampling import gathered, input_view_coordinates, lifted, sampled
-from im3d.generators.mini_volume import COORDINATES, RayMarcher, VolumeHead, VolumeRefiner, VolumeUNet, coordinates
+from im3d.generators.mini_frustum import Drawn, drawn
+from im3d.generators.mini_pictures import ViewDecoder
+from im3d.generators.mini_shape import Shape, ShapeNetwork
 
-# The elevation is predicted as a deviation from the middle of the training range, in units of its spread.
-ELEVATION_MEAN_DEG = 22.5
-ELEVATION_SPREAD_DEG = 13.0
-# Channels of the picture's finer features that the refiner is given.
-DETAIL = 32
+# What the decoder knows of a pixel: the drawn view, the input picture there and how far behind its surface, the noisy
+# view, and whether it is the input view.
+PIXEL_CHANNELS = 4 + 4 + 1 + 4
 
 
 @dataclass(frozen=True)
-class Denoised:
-    """What the network makes of an orbit.
+class Imagined:
+    """What does not change while an orbit is denoised.
 
     Attributes:
-        views: (B, K, 4, S, S) float32 denoised views.
-        elevation_deg: (B,) elevation read from the input view.
-        coarse: (B, K, 4, n, n) premultiplied RGBA that the volume alone gives, in [0, 1] when trained.
+        shape: The volume.
+        views: (B, K, 4, S, S) the views that the volume gives, premultiplied RGBA in [0, 1].
+        known: (B, K, 5, S, S) the input picture where the drawn surface is, in the network's range, and how far behind
+            the surface that the input picture shows there, in [−1, 1].
     """
 
+    shape: Shape
     views: Tensor
-    elevation_deg: Tensor
-    coarse: Tensor
+    known: Tensor
 
 
 class VolumeDenoiser(ModelMixin, ConfigMixin):
@@ -52,17 +50,16 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
     Pictures are premultiplied RGBA scaled to [−1, 1] (`to_model`, `from_model`).
 
     Args:
-        sample_size: Side S of the views in pixels: 4 or 8 times `cells`; with 8 the volume is refined before drawing.
-        views: Views of the ring, a multiple of 4.
-        cells: Cells along each side of the volume. The input view has 8 times as many pixels.
-        image_widths: Channels of the input view's encoder at 1/2 … 1/16 of the resolution.
-        volume_widths: Channels of the volume at its two resolutions.
-        fine_width: Channels of the refined volume.
-        view_width: Channels of the noisy views' encoder.
-        lifted_width: Channels of a noisy view that are lifted into the volume.
-        ray_width: Channels that are drawn from the volume, after the density; the first three are its colour.
-        decoder_widths: Channels of the decoder at 1/4, 1/2 and full resolution.
-        embedding: Width of the embedding of noise level, elevation and azimuth.
+        sample_size: Side S of the views and of the input picture, in pixels, a multiple of 32.
+        views: Views of the ring.
+        depths: Cells of the volume in depth, even; it has S/2 rows and columns.
+        samples: Samples along each ray through it.
+        widths: Channels of the shape network at 1/2, 1/4, 1/8 and 1/16 of the resolution, on the way down.
+        widths_up: The same at 1/8, 1/4 and 1/2 on the way up.
+        layers: Of its attention.
+        dropout: In its attention.
+        decoder_widths: Channels of the decoder at 1/2, 1/4 and 1/8.
+        embedding: Width of the embedding of noise level, azimuth and elevation.
         sigma_data: Standard deviation of the pictures (EDM).
     """
 
@@ -71,161 +68,122 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
         self,
         sample_size: int = 128,
         views: int = 16,
-        cells: int = 16,
-        image_widths: tuple[int, ...] = (64, 96, 192, 256),
-        volume_widths: tuple[int, ...] = (96, 256),
-        fine_width: int = 48,
-        view_width: int = 64,
-        lifted_width: int = 16,
-        ray_width: int = 31,
-        decoder_widths: tuple[int, ...] = (96, 48, 24),
-        embedding: int = 256,
+        depths: int = 32,
+        samples: int = 48,
+        widths: tuple[int, ...] = (32, 96, 192, 384),
+        widths_up: tuple[int, ...] = (160, 112, 48),
+        layers: int = 6,
+        dropout: float = 0.1,
+        decoder_widths: tuple[int, ...] = (32, 64, 96),
+        embedding: int = 128,
         sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
-        if sample_size not in (CELL * cells, 2 * CELL * cells):
-            raise ValueError(f"a volume of {cells} cells draws views of {CELL * cells} or {2 * CELL * cells} pixels")
-        self.image_size = 2 * CELL * cells
-        self.refined = sample_size == 2 * CELL * cells
-        tokens = image_widths[-1]
-        self.noise_mlp = nn.Sequential(nn.Linear(256, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.angle_embedding = nn.Linear(2, embedding)
-        self.azimuth_embedding = nn.Linear(16, embedding)
-        self.subject_embedding = nn.Sequential(nn.LayerNorm(tokens), nn.Linear(tokens, embedding))
-        self.elevation_head = nn.Sequential(nn.LayerNorm(tokens), nn.Linear(tokens, 256), nn.SiLU(), nn.Linear(256, 1))
-        self.input_encoder = InputEncoder(image_widths, self.image_size)
-        self.view_encoder = ViewEncoder(view_width, embedding)
-        self.to_lifted = nn.Conv2d(view_width, lifted_width, 1)
-        self.to_known = nn.Conv2d(image_widths[2], volume_widths[0], 1)
-        inputs = aligned(volume_widths[0] + 2 * lifted_width + COORDINATES)
-        self.volume = VolumeUNet(inputs, volume_widths, cells, tokens, embedding)
-        self.head = VolumeHead(volume_widths[0], 1 + ray_width)
-        if self.refined:
-            self.to_detail = nn.Conv2d(image_widths[1], DETAIL, 1)
-            self.refiner = VolumeRefiner(volume_widths[0], DETAIL, fine_width, embedding, 1 + ray_width)
-        self.march = RayMarcher()
-        self.decoder = ViewDecoder(aligned(ray_width + 2) + view_width, 2 * ALIGNMENT, decoder_widths, embedding)
+        self.shape = ShapeNetwork(sample_size, depths, widths, widths_up, layers, dropout)
+        # Uncertain cells know nothing of each other: drawn in a row they would be too opaque, or too thin.
+        self.opacity = nn.Parameter(torch.tensor([1.0, 0.0]))
+        self.condition_embedding = nn.Sequential(
+            nn.Linear(128 + 2 * 8 + 2, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
+        self.decoder = ViewDecoder(PIXEL_CHANNELS, decoder_widths, embedding)
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor, elevation_deg: Tensor | None = None) -> Denoised:
-        """Denoises an orbit.
+    def imagine(self, condition: Tensor, elevation_deg: Tensor | None = None, views: Tensor | None = None) -> Imagined:
+        """The object of an input picture and what the ring sees of it.
 
         Args:
-            x: (B, K, 4, S, S) noisy views; the first is not looked at.
-            sigma: (B,) their noise level.
-            condition: (B, 4, I, I) the input view, `image_size` pixels a side.
+            condition: (B, 4, S, S) the input view.
             elevation_deg: (B,) degrees; None: as read from the input view.
+            views: (B, K') which views of the ring to draw; None: all in order.
         """
-        B, K, S = *x.shape[:2], x.shape[-1]
+        return self.draw(self.shape(condition), condition, elevation_deg, views)
+
+    def draw(
+        self, shape: Shape, condition: Tensor, elevation_deg: Tensor | None = None, views: Tensor | None = None
+    ) -> Imagined:
+        """What the ring sees of a shape; see `imagine`."""
+        size = condition.shape[-1]
+        told = shape.elevation_deg.detach() if elevation_deg is None else elevation_deg.float()
+        azimuths = self._azimuths(len(condition), views, condition.device)
+        logits = shape.logits * self.opacity[0] + self.opacity[1]
+        with torch.autocast(condition.device.type, enabled=False):
+            samples = int(self.config["samples"])
+            seen = drawn(logits, shape.color, torch.deg2rad(told), azimuths, size // 2, samples)
+            return Imagined(shape, _enlarged(seen.views, size), _known(condition, logits, seen, size))
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        condition: Tensor,
+        elevation_deg: Tensor | None = None,
+        imagined: Imagined | None = None,
+        views: Tensor | None = None,
+    ) -> Tensor:
+        """Denoises views of an orbit.
+
+        Args:
+            x: (B, K, 4, S, S) noisy views.
+            sigma: (B,) their noise level.
+            condition: (B, 4, S, S) the input view.
+            elevation_deg: (B,) degrees; None: as read from the input view.
+            imagined: What `imagine` made of the same arguments, if that is known.
+            views: (B, K) which views of the ring these are; None: all in order.
+
+        Returns:
+            (B, K, 4, S, S) float32 denoised views.
+        """
+        if imagined is None:
+            imagined = self.imagine(condition, elevation_deg, views)
+        B, K = x.shape[:2]
         sd = self.config["sigma_data"]
         s = sigma.float().view(B, 1, 1, 1, 1)
         scale = (s**2 + sd**2).rsqrt()
-        features, details, tokens = self.input_encoder(condition)
-        subject = tokens.mean(dim=1)
-        guess = ELEVATION_MEAN_DEG + ELEVATION_SPREAD_DEG * self.elevation_head(subject).squeeze(-1).float()
-        elevation = torch.deg2rad(guess.detach() if elevation_deg is None else elevation_deg.float())
+        prior = to_model(imagined.views)
+        told = imagined.shape.elevation_deg.detach() if elevation_deg is None else elevation_deg.float()
+        embedding = self._embedding(sigma, told, self._azimuths(B, views, x.device))
+        pixels = torch.cat([prior, imagined.known, x * scale], dim=2).flatten(0, 1)
+        raw = self.decoder(pixels, embedding.flatten(0, 1)).float().view(B, K, 4, *x.shape[-2:])
+        skip = (sd * scale) ** 2
+        return x * skip + prior * (1 - skip) + raw * (s * sd * scale)
 
-        # The input view stands in its own place, at the scale of a picture without noise.
-        given = shrunk(condition, S)
-        noisy = torch.cat([(given / sd)[:, None], (x * scale)[:, 1:]], dim=1)
-        embedding = self._embedding(sigma, elevation, subject)
-        by_view = F.silu(embedding[:, None] + self._ring(K, x.device)).flatten(0, 1)
-        marked = torch.cat([noisy, _first_view(noisy)], dim=2).flatten(0, 1)
-        seen = self.view_encoder(marked, by_view)
-        samples = self._complete(features, details, tokens, seen, elevation, F.silu(embedding), K)
-        rays, coarse, depth = self.march(sampled(samples, elevation, K))
-        pixels = filled(torch.cat([_reprojected(given, depth, elevation), noisy], dim=2).flatten(0, 1))
-        raw = self.decoder(torch.cat([rays, seen], dim=1), pixels.to(rays.dtype), by_view)
-        raw = raw.float().view(x.shape)
-        return Denoised(x * (sd * scale) ** 2 + raw * (s * sd * scale), guess, coarse)
+    def _azimuths(self, count: int, views: Tensor | None, device: torch.device) -> Tensor:
+        """(B, K) radians."""
+        ring = int(self.config["views"])
+        chosen = torch.arange(ring, device=device).expand(count, -1) if views is None else views
+        return chosen * (2 * math.pi / ring)
 
-    def _complete(
-        self,
-        features: Tensor,
-        details: Tensor,
-        tokens: Tensor,
-        seen: Tensor,
-        elevation: Tensor,
-        embedding: Tensor,
-        K: int,
-    ) -> Tensor:
-        """Density and ray features (B, n, n, n, 1 + R) from what the input view and the noisy views show."""
-        B, n = len(features), features.shape[-1]
-        narrow = self.to_lifted(F.avg_pool2d(seen, 2) if self.refined else seen)
-        narrow = narrow.unflatten(0, (B, K)).permute(0, 3, 4, 1, 2)  # (B, n, n, K, C)
-        ring = lifted(narrow.flatten(3), elevation).unflatten(4, (K, -1))
-        known = lifted(self.to_known(features).permute(0, 2, 3, 1), elevation)
-        parts = [known, gathered(torch.cat([ring, ring.square()], dim=-1)), coordinates(n, elevation).to(known.dtype)]
-        x = filled(torch.cat(parts, dim=-1).permute(0, 4, 1, 2, 3))
-        volume = self.volume(x, tokens, embedding)
-        samples = self.head(volume)
-        if self.refined:
-            detail = lifted(self.to_detail(details).permute(0, 2, 3, 1), elevation).permute(0, 4, 1, 2, 3)
-            samples = self.refiner(volume, samples, detail, embedding)
-        return samples.permute(0, 2, 3, 4, 1)
-
-    def _embedding(self, sigma: Tensor, elevation: Tensor, subject: Tensor) -> Tensor:
-        """(B, E): the noise level, the elevation, and the subject as a whole."""
-        dtype = self.angle_embedding.weight.dtype
-        noise = self.noise_mlp(get_timestep_embedding(sigma.float().log() * 250, 256).to(dtype))
-        angle = self.angle_embedding(torch.stack([elevation.cos(), elevation.sin()], dim=1).to(dtype))
-        return noise + angle + self.subject_embedding(subject)
-
-    def _ring(self, views: int, device: torch.device) -> Tensor:
-        """(K, E): where each view lies on the ring."""
-        azimuths = torch.arange(views, device=device) * (2 * math.pi / views)
-        harmonics = azimuths[:, None] * torch.arange(1, 9, device=device)
-        ring = torch.cat([harmonics.cos(), harmonics.sin()], dim=1)
-        return self.azimuth_embedding(ring.to(self.azimuth_embedding.weight.dtype))
+    def _embedding(self, sigma: Tensor, elevation_deg: Tensor, azimuths: Tensor) -> Tensor:
+        """(B, K, E): the noise level, and from where each view looks."""
+        noise = get_timestep_embedding(sigma.float().log() * 250, 128)[:, None].expand(-1, azimuths.shape[1], -1)
+        turns = azimuths[..., None] * torch.arange(1, 9, device=azimuths.device)
+        tilt = torch.deg2rad(elevation_deg)[:, None, None].expand(-1, azimuths.shape[1], 1)
+        known = torch.cat([noise, turns.cos(), turns.sin(), tilt.cos(), tilt.sin()], dim=-1)
+        embedding: Tensor = self.condition_embedding(known)
+        return embedding
 
 
-def enlarged(model: VolumeDenoiser) -> VolumeDenoiser:
-    """The same network for views of twice the size; its refiner is untrained and adds nothing.
-
-    Raises:
-        ValueError: The network has a refiner already.
-    """
-    if model.refined:
-        raise ValueError("the network's volume is refined already")
-    config = {k: v for k, v in model.config.items() if not k.startswith("_")}
-    large = VolumeDenoiser(**{**config, "sample_size": 2 * config["sample_size"]})
-    large.load_state_dict(model.state_dict(), strict=False)
-    return large
+def _enlarged(pictures: Tensor, size: int) -> Tensor:
+    """(B, K, C, s, s) to `size`, bilinear."""
+    large = F.interpolate(pictures.flatten(0, 1), size=(size, size), mode="bilinear", align_corners=False)
+    return large.unflatten(0, pictures.shape[:2])
 
 
-def shrunk(pictures: Tensor, size: int) -> Tensor:
-    """(…, C, S, S) averaged down to (…, C, size, size), S a multiple of `size`."""
-    factor = pictures.shape[-1] // size
-    if factor == 1:
-        return pictures
-    return F.avg_pool2d(pictures.flatten(0, -4), factor).unflatten(0, pictures.shape[:-3])
-
-
-def _first_view(views: Tensor) -> Tensor:
-    """(B, K, 1, S, S): 1 in the first view, 0 in the others."""
-    marks = torch.zeros_like(views[:, :, :1])
-    marks[:, 0] = 1
-    return marks
-
-
-def _reprojected(condition: Tensor, depth: Tensor, elevation: Tensor) -> Tensor:
-    """The input view's pixels where each view's surface lies, and how far behind the input view's surface that is.
-
-    Args:
-        condition: (B, 4, S, S).
-        depth: (B, K, n, n).
-
-    Returns:
-        (B, K, 5, S, S).
-    """
-    B, K, _n, _ = depth.shape
-    S = condition.shape[-1]
-    fine = F.interpolate(depth, size=(S, S), mode="bilinear")
-    grid, depth0 = input_view_coordinates(fine, elevation)
-    known = torch.cat([condition.float(), fine[:, :1]], dim=1)
-    found = F.grid_sample(known, grid.reshape(B, K * S, S, 2), padding_mode="border", align_corners=False)
-    found = found.view(B, 5, K, S, S).transpose(1, 2)
-    behind = (depth0 - found[:, :, 4]).clamp(-1, 1)
-    return torch.cat([found[:, :, :4], behind[:, :, None]], dim=2)
+def _known(condition: Tensor, logits: Tensor, seen: Drawn, size: int) -> Tensor:
+    """`Imagined.known`."""
+    K = seen.depth.shape[1]
+    # The input view's own surface, from the same volume.
+    density = F.softplus(logits)
+    passed = torch.cumsum(density, dim=1)
+    weights = (density - passed).exp() - (-passed).exp()
+    depths = (torch.arange(weights.shape[1], device=weights.device) + 0.5) * (2 / weights.shape[1]) - 1
+    front = (weights * depths.view(1, -1, 1, 1)).sum(dim=1) + (1 - weights.sum(dim=1)) * 1.5
+    place = seen.place.flatten(1, 2)  # (B, K·s, s, 2)
+    found = F.grid_sample(front[:, None], place, padding_mode="border", align_corners=False).unflatten(2, (K, -1))
+    behind = (seen.depth - found[:, 0]).clamp(-1, 1)[:, :, None]
+    fine = _enlarged(seen.place.movedim(-1, 2), size).movedim(2, -1).flatten(1, 2)
+    picture = F.grid_sample(condition.float(), fine, padding_mode="border", align_corners=False)
+    picture = picture.unflatten(2, (K, -1)).transpose(1, 2)
+    return torch.cat([picture, _enlarged(behind, size)], dim=2)
 
 
 def to_model(rgba: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sampling with EDM noise levels: the ladder, DPM-Solver++ (2M), and the restart of the paper's section 3.4.
+"""Sampling with EDM noise levels: ladders, DPM-Solver++ (2M), renoising, and the restart of the paper's section 3.4.
 
 Pictures carry noise as x = z + σ·ε (Karras et al. 2022); a denoiser D(x, σ) predicts z.
 """
@@ -87,3 +87,28 @@ def dpm_solver_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, on_step: OnStep 
         if on_step is not None:
             on_step(i + 1, steps, denoised)
     return x
+
+
+def renoised(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, generator: torch.Generator | None, on_step: OnStep | None = None
+) -> Tensor:
+    """Each denoised picture gets fresh noise of the next level (Song et al. 2023, algorithm 1): few, coarse steps.
+
+    A solver carries the errors of every step on; here the next step may correct them. The last step's denoised picture
+    is the result.
+
+    Args:
+        denoise: D(x, σ) with σ a scalar tensor.
+        x: Pictures at noise level sigmas[0].
+        sigmas: (N + 1,) falling levels, the last 0.
+        generator: Of the noise.
+        on_step: Called with (steps done, N, denoised) after each evaluation.
+    """
+    steps = len(sigmas) - 1
+    for i in range(steps):
+        denoised = denoise(x, sigmas[i])
+        if on_step is not None:
+            on_step(i + 1, steps, denoised)
+        if i + 1 < steps:
+            x = noised(denoised, sigmas[i + 1], generator)
+    return denoised

@@ -1,11 +1,12 @@
 """Training batches: orbits on the device, and augmentations that keep an orbit's views consistent.
 
-All pictures here are premultiplied RGBA in [0, 1], (B, K, 4, S, S), view 0 the input view.
+All pictures here are premultiplied RGBA in [0, 1], (…, 4, S, S); an orbit begins with its input view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,49 @@ FRONT_SHARE = 0.3
 _UPLOAD_ROWS = 512
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What makes training orbits of stored ones.
+
+    Attributes:
+        rows: (B,) of the `OrbitSet`.
+        start: (B,) which stored view is the input view.
+        mirrored: (B,) bool, whether the prop is mirrored: pictures flipped left to right, azimuths negated.
+        order: (B, 3) the channels that become red, green and blue.
+        gain: (B, 3) their factors after that.
+    """
+
+    rows: Tensor
+    start: Tensor
+    mirrored: Tensor
+    order: Tensor
+    gain: Tensor
+
+    def recolored(self, rgb: Tensor) -> Tensor:
+        """Colours (B, 3, …) changed; they may exceed 1."""
+        ones = [1] * (rgb.ndim - 2)
+        return torch.gather(rgb, 1, self.order.view(-1, 3, *ones).expand_as(rgb)) * self.gain.view(-1, 3, *ones)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training orbits.
+
+    Attributes:
+        views: (B, 1 + K', 4, S, S): the input view and K' others.
+        index: (B, 1 + K') where they stand on the ring, in steps from the input view; 0 first.
+        elevation: (B,) degrees.
+        changes: How they came from stored orbits.
+    """
+
+    views: Tensor
+    index: Tensor
+    elevation: Tensor
+    changes: Changes
+
+
 class OrbitBatches:
-    """Orbits of some rows, held on a device as bytes.
+    """Orbits of some rows, held on a GPU as bytes, or on the CPU mapped from disk.
 
     Args:
         orbits: The rendered orbits.
@@ -35,69 +77,78 @@ class OrbitBatches:
         if orbits.size % size:
             raise ValueError(f"orbits of {orbits.size} pixels cannot be averaged down to {size}")
         self._shrink = orbits.size // size
-        self._views = torch.empty((len(rows), *orbits.views.shape[1:]), dtype=torch.uint8, device=device)
-        for i in range(0, len(rows), _UPLOAD_ROWS):
-            chunk = orbits.views[rows[i : i + _UPLOAD_ROWS]]
-            self._views[i : i + len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk)).to(device)
+        self._stored = orbits.views
+        self._rows = torch.from_numpy(rows).to(device)
         self._elevation = torch.from_numpy(orbits.elevation_deg[rows]).to(device)
+        self._views: Tensor | None = None
+        if device.type != "cpu":
+            self._views = torch.empty((len(rows), *orbits.views.shape[1:]), dtype=torch.uint8, device=device)
+            for i in range(0, len(rows), _UPLOAD_ROWS):
+                chunk = orbits.views[rows[i : i + _UPLOAD_ROWS]]
+                self._views[i : i + len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk)).to(device)
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._rows)
+
+    @property
+    def ring(self) -> int:
+        """Views of a ring."""
+        return int(self._stored.shape[1])
 
     def take(self, index: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Orbits as they are stored: views (B, K, 4, S, S) and elevations (B,) in degrees."""
-        index = torch.as_tensor(index, device=self._views.device)
-        views = self._views[index].movedim(-1, 2).float() / 255
+        index = torch.as_tensor(index, device=self._rows.device)
+        ring = torch.arange(self.ring, device=index.device).expand(len(index), -1)
+        return self._pictures(index, ring), self._elevation[index]
+
+    def draw(self, count: int, generator: torch.Generator, others: int | None = None) -> Batch:
+        """A random, augmented batch.
+
+        Args:
+            count: B.
+            generator: Of everything random, on the device of the batches.
+            others: How many views besides the input view, drawn at random; None: all of them in order.
+        """
+        device, K = generator.device, self.ring
+        index = torch.randint(len(self), (count,), generator=generator, device=device)
+        start = torch.randint(K, (count,), generator=generator, device=device)
+        start = torch.where(_chance(count, FRONT_SHARE, generator), 0, start)
+        steps = torch.arange(1, K, device=device).expand(count, -1)
+        if others is not None:
+            chosen = torch.rand(count, K - 1, generator=generator, device=device).argsort(dim=1)[:, :others]
+            steps = steps.gather(1, chosen)
+        steps = torch.cat([torch.zeros_like(start)[:, None], steps], dim=1)
+        changes = _random_changes(self._rows[index], start, generator)
+        flip = changes.mirrored[:, None]
+        views = self._pictures(index, (start[:, None] + torch.where(flip, -steps, steps)) % K)
+        views = torch.where(flip[:, :, None, None, None], views.flip(-1), views)
+        alpha = views[:, :, 3:]
+        rgb = changes.recolored(views[:, :, :3].transpose(1, 2)).transpose(1, 2)
+        views = torch.cat([torch.minimum(rgb, alpha), alpha], dim=2)
+        return Batch(views, steps, self._elevation[index], changes)
+
+    def _pictures(self, index: Tensor, which: Tensor) -> Tensor:
+        """Stored views `which` (B, K') of orbits `index` (B,): (B, K', 4, S, S)."""
+        if self._views is not None:
+            found = self._views[index[:, None], which]
+        else:
+            found = torch.from_numpy(self._stored[self._rows[index][:, None].numpy(), which.numpy()])
+        views = found.movedim(-1, 2).float() / 255
         if self._shrink > 1:
             views = F.avg_pool2d(views.flatten(0, 1), self._shrink).unflatten(0, views.shape[:2])
-        return views, self._elevation[index]
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random, augmented batch."""
-        index = torch.randint(len(self), (count,), generator=generator, device=generator.device)
-        views, elevation = self.take(index)
-        views = random_start(views, generator)
-        views = random_mirror(views, generator)
-        return random_colour(views, generator), elevation
+        return views
 
 
-def rolled(views: Tensor, start: Tensor) -> Tensor:
-    """The same rings beginning at view `start` (B,)."""
-    B, K = views.shape[:2]
-    order = (torch.arange(K, device=views.device)[None] + start[:, None]) % K
-    return views[torch.arange(B, device=views.device)[:, None], order]
-
-
-def mirrored(views: Tensor) -> Tensor:
-    """The rings of the mirrored props: pictures flipped left to right, azimuths negated."""
-    return torch.cat([views[:, :1], views[:, 1:].flip(1)], dim=1).flip(-1)
-
-
-def random_start(views: Tensor, generator: torch.Generator) -> Tensor:
-    """Rings that begin at a random view, or, in a share of `FRONT_SHARE`, at the stored one."""
-    B, K = views.shape[:2]
-    start = torch.randint(K, (B,), generator=generator, device=views.device)
-    return rolled(views, torch.where(_chance(B, FRONT_SHARE, generator), 0, start))
-
-
-def random_mirror(views: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the rings mirrored."""
-    return torch.where(_chance(len(views), 0.5, generator).view(-1, 1, 1, 1, 1), mirrored(views), views)
-
-
-def random_colour(views: Tensor, generator: torch.Generator) -> Tensor:
-    """Colour channels exchanged in a quarter of the rings, and brightened or darkened in all; alpha is kept."""
-    B = len(views)
-    device = views.device
+def _random_changes(rows: Tensor, start: Tensor, generator: torch.Generator) -> Changes:
+    """Half of the props mirrored, colour channels exchanged in a quarter, brightness and tint changed in all."""
+    B, device = len(rows), generator.device
+    mirrored = _chance(B, 0.5, generator)
     keys = torch.rand(B, 3, generator=generator, device=device)
-    identity = torch.arange(3, device=device).expand(B, 3)
-    order = torch.where(_chance(B, 0.25, generator)[:, None], keys.argsort(dim=1), identity)
-    rgb = torch.gather(views[:, :, :3], 2, order.view(B, 1, 3, 1, 1).expand_as(views[:, :, :3]))
+    exchanged = _chance(B, 0.25, generator)[:, None]
+    order = torch.where(exchanged, keys.argsort(dim=1), torch.arange(3, device=device).expand(B, 3))
     gain = 0.7 + 0.6 * torch.rand(B, 1, generator=generator, device=device)
     tint = 0.9 + 0.2 * torch.rand(B, 3, generator=generator, device=device)
-    alpha = views[:, :, 3:]
-    rgb = torch.minimum(rgb * (gain * tint).view(B, 1, 3, 1, 1), alpha)
-    return torch.cat([rgb, alpha], dim=2)
+    return Changes(rows, start, mirrored, order, gain * tint)
 
 
 def _chance(count: int, share: float, generator: torch.Generator) -> Tensor:

@@ -195,8 +195,8 @@ def finetune(
     generator = torch.Generator("cpu")
     while not (s.steps and trainer.step >= s.steps) and not _time_is_up(trainer, started):
         generator.manual_seed((s.seed * 1_000_003 + trainer.step) * 1_009 + where.rank)
-        views, elevation = batches.draw(s.batch // where.world, generator)
-        loss = trainer.train_step(views, elevation, generator)
+        batch = batches.draw(s.batch // where.world, generator)
+        loss = trainer.train_step(batch.views, batch.elevation, generator)
         if where.first:
             on_loss(trainer.step, loss)
     if where.first:

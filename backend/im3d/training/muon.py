@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from im3d.machine import fast_in_half
+
 # Coefficients of the quintic Newton–Schulz iteration: they push singular values to about 1, fast rather than exactly.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -69,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrices: Tensor) -> Tensor:
     """(M, R, C) matrices with all singular values brought near 1 (between about 0.7 and 1.2), by Newton–Schulz."""
     a, b, c = QUINTIC
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else matrices.dtype)
+    x = matrices.to(torch.bfloat16 if fast_in_half(matrices.device) else matrices.dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -88,6 +88,12 @@ class OrbitRecipe:
     headlight: float = 0.0
     sun_direction: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
+    def applied(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """(3, 3) the prop is multiplied by, for its points (P, 3): stretched, then scaled to its size."""
+        stretch = np.eye(3) if self.stretch is None else self.stretch
+        scaled: NDArray[np.float64] = stretch * (self.scale / np.linalg.norm(points @ stretch.T, axis=1).max())
+        return scaled
+
 
 def held_out_recipe(prop_id: str, index: int) -> OrbitRecipe:
     """Orbit `index` of a prop of validation or test: undistorted.
@@ -174,8 +180,7 @@ class OrbitRenderer:
         return array, picture, points, faces, 0.5 if part.alpha else -1.0
 
     def _orbit(self, parts: list[Any], points: NDArray[np.float32], recipe: OrbitRecipe) -> NDArray[np.uint8]:
-        stretch = np.eye(3) if recipe.stretch is None else recipe.stretch
-        stretch = stretch * (recipe.scale / np.linalg.norm(points @ stretch.T, axis=1).max())
+        stretch = recipe.applied(points)
         program, side = self._program, self.size * SUPERSAMPLING
         self._target.use()
         self._target.viewport = (0, 0, 4 * side, 4 * side)

@@ -1,4 +1,7 @@
-"""Training of `mini`: the EDM loss on rendered orbits, on one or several GPUs, resumable at any step.
+"""Training of `mini` on rendered orbits, on one or several GPUs or on a CPU, resumable at any step.
+
+The imagined volume is compared with the prop's occupancy grid, which is cheap: no view is drawn. The denoised views are
+compared with the rendered ones (EDM's loss), a few of each orbit, with the volume trained along or left as it is.
 
 Every random draw of a step comes from a generator seeded with (seed, rank, step), so a run that is stopped and resumed
 continues exactly as if it had not been.
@@ -13,24 +16,28 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from im3d.errors import InputError
 from im3d.generators.mini import DEFAULT_STEPS, SIGMA_MAX
 from im3d.generators.mini_layers import Attention, ResidualBlock, channels_last
-from im3d.generators.mini_model import ELEVATION_SPREAD_DEG, VolumeDenoiser, enlarged, shrunk, to_model
-from im3d.generators.mini_volume import RayMarcher
-from im3d.training.batches import OrbitBatches
+from im3d.generators.mini_model import VolumeDenoiser, to_model
+from im3d.generators.mini_shape import ELEVATION_SPREAD_DEG, Shape
+from im3d.machine import fast_in_half
+from im3d.training.batches import Batch, OrbitBatches
 from im3d.training.muon import Muon
 from im3d.training.orbits import OrbitSet
 from im3d.training.validate import Scores, validate
+from im3d.training.volumes import OrbitVolumes, VolumeTargets
 
 # σ at 64 pixels above which the noisy views tell next to nothing.
 BLIND_FROM = 6.0
@@ -41,7 +48,6 @@ class TrainSettings:
     """How one leg of training goes.
 
     Attributes:
-        size: Side of the views in pixels.
         batch: Orbits in each step, over all GPUs.
         steps: Stop at this step, counted from the start of all training; 0: no limit.
         minutes: Stop after that long, counted from the start of the leg; 0: no limit.
@@ -51,40 +57,50 @@ class TrainSettings:
         weight_decay: Of both.
         muon: Whether the blocks' weights are trained by Muon; the rest, or all, by AdamW.
         ema: Largest decay of the averaged weights.
+        drawn_views: Views of each orbit that are drawn, denoised and compared; 0: only the volume is trained.
+        frozen_shape: Only the decoder and how opaque cells are is trained.
+        volume_weight: Weight of the cross entropy of the cells' occupancy.
+        color_weight: Weight of the error of the occupied cells' colours.
+        coarse_weight: Weight of the squared error of the drawn views.
+        elevation_weight: Weight of the squared elevation error, in units of the elevations' spread.
+        elevation_jitter: Standard deviation in degrees of the error with which the elevation is told when views are
+            drawn: it will be used with the network's own estimates.
         noise_mean: Mean of ln σ at 64 pixels; ln(size/64) is added.
         noise_spread: Standard deviation of ln σ.
         blind: Share of the orbits whose σ is drawn from the ladder's upper end, where next to nothing of the views is
-            seen: there the object is decided, and most of the score.
-        coarse_weight: Weight of the squared error of the views that the volume alone gives.
-        elevation_weight: Weight of the squared elevation error, in units of the elevations' spread.
-        elevation_jitter: Standard deviation in degrees of the error with which the network is told the elevation: it
-            will be used with its own estimates.
+            seen.
         compile: Whether the repeated blocks are compiled.
-        validate_minutes: Minutes between validations; 0: only at the end.
+        validate_minutes: Minutes between validations, which save the state too; 0: only at the end.
         validate_orbits: Orbits compared in each.
         seed: Of everything random.
     """
 
-    size: int = 128
-    batch: int = 128
+    batch: int = 64
     steps: int = 0
     minutes: float = 0.0
-    learning_rate: float = 4e-4
-    warmup: int = 200
+    learning_rate: float = 1e-3
+    warmup: int = 100
     decay: float = 0.0
-    weight_decay: float = 0.1
+    weight_decay: float = 0.05
     muon: bool = False
-    ema: float = 0.999
-    noise_mean: float = -0.5
-    noise_spread: float = 1.5
-    blind: float = 0.5
+    ema: float = 0.998
+    drawn_views: int = 3
+    frozen_shape: bool = False
+    volume_weight: float = 10.0
+    color_weight: float = 1.0
     coarse_weight: float = 1.0
     elevation_weight: float = 0.05
     elevation_jitter: float = 2.0
+    noise_mean: float = 0.0
+    noise_spread: float = 1.5
+    blind: float = 0.4
     compile: bool = False
     validate_minutes: float = 0.0
     validate_orbits: int = 64
     seed: int = 0
+
+
+LOSSES = ("occupancy", "color", "elevation", "drawn", "denoised")
 
 
 @dataclass(frozen=True)
@@ -141,73 +157,83 @@ class Trainer:
     def __init__(self, model: VolumeDenoiser, settings: TrainSettings, where: Place) -> None:
         self.settings, self.where = settings, where
         channels_last(model.to(where.device)).train()
+        model.shape.requires_grad_(not settings.frozen_shape)
+        model.shape.recognition.requires_grad_(False)
+        if settings.frozen_shape:
+            model.shape.eval()
         self.model = model
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = optimizers(self.model, settings, where.device)
         self.step = 0
         self.leg_start = 0
         self.orbits_seen = 0
-        self.network: nn.Module = self.model
+        self.network: nn.Module = _Step(self.model)
         if settings.compile:
             # Blocks repeat, so compiling them one by one costs a fraction of compiling the whole network.
             torch._dynamo.config.recompile_limit = 64
             for block in self.model.modules():
-                if isinstance(block, ResidualBlock | Attention | RayMarcher):
+                if isinstance(block, ResidualBlock | Attention):
                     block.compile(dynamic=False)
         if where.world > 1:
             self.network = DistributedDataParallel(
-                self.model,
+                self.network,
                 device_ids=[where.device.index] if where.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                find_unused_parameters=settings.drawn_views == 0,
             )
 
-    def train_step(self, views: Tensor, elevation: Tensor, generator: torch.Generator, rate: float) -> Tensor:
+    def train_step(self, batch: Batch, targets: VolumeTargets, generator: torch.Generator, rate: float) -> Tensor:
         """One optimiser step.
 
         Args:
-            views: (B, K, 4, I, I) premultiplied RGBA in [0, 1], as large as the network's input view.
-            elevation: (B,) degrees.
+            batch: The orbits, as large as the network's views; with `drawn_views` views besides the first.
+            targets: What their volumes should hold.
             generator: Of the noise.
             rate: Learning rate.
 
         Returns:
-            (3,): the denoising loss, the mean squared elevation error in units of the spread, and the coarse views'.
+            (5,): the losses in the order of `LOSSES`, not weighted.
         """
+        s = self.settings
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        losses = self.losses(views, elevation, generator)
-        weights = (1.0, self.settings.elevation_weight, self.settings.coarse_weight)
-        torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum().backward()
+        losses = self.losses(batch, targets, generator)
+        weights = (s.volume_weight, s.color_weight, s.elevation_weight, s.coarse_weight, 1.0)
+        (losses * torch.tensor(weights, device=losses.device)).sum().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.orbits_seen += len(views) * self.where.world
+        self.orbits_seen += len(batch.elevation) * self.where.world
         self._update_average()
         return losses.detach()
 
-    def losses(self, views: Tensor, elevation: Tensor, generator: torch.Generator) -> Tensor:
-        """EDM's loss with its weight (σ² + σ_d²)/(σ·σ_d)², the elevation's and the coarse views': (3,).
-
-        The first view is given, so it does not count.
-        """
-        s, B, device = self.settings, len(views), views.device
-        condition, views = to_model(views[:, 0]), shrunk(views, s.size)
-        clean = to_model(views)
-        sigma = self._noise_levels(B, generator)
+    def losses(self, batch: Batch, targets: VolumeTargets, generator: torch.Generator) -> Tensor:
+        """(5,) in the order of `LOSSES`. The first view is given, so it does not count."""
+        s, device = self.settings, batch.views.device
+        told = batch.elevation + s.elevation_jitter * torch.randn(
+            len(batch.elevation), generator=generator, device=device
+        )
+        sigma = self._noise_levels(len(told), generator)
+        clean = to_model(batch.views[:, 1:])
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        told = elevation + s.elevation_jitter * torch.randn(B, generator=generator, device=device)
-        scaled = sigma.view(B, 1, 1, 1, 1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            answer = self.network(clean + scaled * noise, sigma, condition, told)
-        sd = self.model.config["sigma_data"]
-        weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
-        denoising = (weight * (answer.views - clean).square())[:, 1:].mean()
-        coarse = shrunk(views, answer.coarse.shape[-1])
-        tilt = ((answer.elevation_deg - elevation) / ELEVATION_SPREAD_DEG).square().mean()
-        return torch.stack([denoising, tilt, (answer.coarse - coarse).square().mean()])
+        noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_half(device)):
+            shape, drawn, denoised = self.network(
+                to_model(batch.views[:, 0]), told, batch.index[:, 1:], noisy if s.drawn_views else None, sigma
+            )
+        parts = [*_shape_losses(shape, targets, batch.elevation)]
+        if drawn is None:
+            parts += [torch.zeros((), device=device)] * 2
+        else:
+            sd = self.model.config["sigma_data"]
+            scaled = sigma.view(-1, 1, 1, 1, 1)
+            # EDM's weight, (σ² + σ_d²)/(σ·σ_d)².
+            weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
+            parts += [(drawn - batch.views[:, 1:]).square().mean(), (weight * (denoised - clean).square()).mean()]
+        return torch.stack(parts)
 
     def _noise_levels(self, count: int, generator: torch.Generator) -> Tensor:
         """σ for so many orbits: log-normal, or, in a share of `blind`, log-uniform over the ladder's last part."""
@@ -216,7 +242,7 @@ class Trainer:
         low, high = math.log(BLIND_FROM), math.log(SIGMA_MAX)
         blind = low + (high - low) * torch.rand(count, generator=generator, device=device)
         chosen = torch.rand(count, generator=generator, device=device) < s.blind
-        return torch.where(chosen, blind, seeing).exp() * (s.size / 64)
+        return torch.where(chosen, blind, seeing).exp() * (self.model.config["sample_size"] / 64)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -259,6 +285,31 @@ class Trainer:
         self.orbits_seen = int(state["orbits_seen"])
 
 
+class _Step(nn.Module):
+    """What one step asks of the network, as one module: only that is shared between processes."""
+
+    def __init__(self, model: VolumeDenoiser) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, condition: Tensor, elevation: Tensor, index: Tensor, noisy: Tensor | None, sigma: Tensor
+    ) -> tuple[Shape, Tensor | None, Tensor | None]:
+        """The shape, the drawn views and the denoised ones; only the shape without noisy views."""
+        shape = self.model.shape(condition)
+        if noisy is None:
+            return shape, None, None
+        imagined = self.model.draw(shape, condition, elevation, index)
+        return shape, imagined.views, self.model(noisy, sigma, condition, elevation, imagined, index)
+
+
+def _shape_losses(shape: Shape, targets: VolumeTargets, elevation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    occupancy = F.binary_cross_entropy_with_logits(shape.logits, targets.occupancy)
+    weight = targets.weight
+    color = ((shape.color - targets.color).abs() * weight).sum() / (3 * weight.sum() + 1)
+    return occupancy, color, ((shape.elevation_deg - elevation) / ELEVATION_SPREAD_DEG).square().mean()
+
+
 def optimizers(model: nn.Module, settings: TrainSettings, device: torch.device) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the blocks' products where it is asked for."""
     chosen: dict[int, nn.Parameter] = {}
@@ -266,7 +317,7 @@ def optimizers(model: nn.Module, settings: TrainSettings, device: torch.device) 
         for block in model.modules():
             if isinstance(block, ResidualBlock | Attention):
                 for name, parameter in block.named_parameters():
-                    if parameter.ndim > 1 and "modulation" not in name:
+                    if parameter.ndim > 1 and parameter.requires_grad and "modulation" not in name:
                         chosen[id(parameter)] = parameter
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     rate, decay = settings.learning_rate, settings.weight_decay
@@ -282,21 +333,17 @@ def export(
     (folder / "training.json").write_text(json.dumps({"step": step, "orbits_seen": orbits_seen}), encoding="utf-8")
 
 
-def initial_model(folder: Path | None, seed: int, size: int, **config: object) -> tuple[VolumeDenoiser, int, int]:
+def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[VolumeDenoiser, int, int]:
     """A network with fresh weights or those of `export`; with the step and the orbits that they have seen.
-
-    Weights for views of half the size are taken over (`enlarged`).
 
     Raises:
         InputError: The folder holds no such weights.
     """
     if folder is None:
         torch.manual_seed(seed)
-        return VolumeDenoiser(**{**config, "sample_size": size}), 0, 0
+        return VolumeDenoiser(**config), 0, 0
     try:
         model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
-        if model.config["sample_size"] != size:
-            model = enlarged(model)
         counts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         return model, int(counts["step"]), int(counts["orbits_seen"])
     except (OSError, ValueError, KeyError) as error:
@@ -306,6 +353,7 @@ def initial_model(folder: Path | None, seed: int, size: int, **config: object) -
 def train(
     trainer: Trainer,
     orbits: OrbitSet,
+    volumes: OrbitVolumes,
     out: Path,
     started: float,
     on_loss: Callable[[int, float], None] | None = None,
@@ -315,6 +363,7 @@ def train(
     Args:
         trainer: What to train.
         orbits: The rendered orbits; each process trains on its share of the training rows.
+        volumes: The targets of their volumes.
         out: Folder of the results.
         started: `time.monotonic()` at the start of the leg.
         on_loss: Called by the first process with each step's number and loss; costs a wait for the GPU.
@@ -323,40 +372,47 @@ def train(
         The last validation's scores, in the first process; None in the others or without validation orbits.
     """
     s, where = trainer.settings, trainer.where
-    size = trainer.model.image_size
+    size, depths = int(trainer.model.config["sample_size"]), int(trainer.model.config["depths"])
     batches = OrbitBatches(orbits, orbits.rows("train")[where.rank :: where.world], where.device, size)
     held_out = OrbitBatches(orbits, orbits.rows("validation"), where.device, size) if where.first else None
     log = _Log(out / "log.jsonl", where.first)
     log.write(event="leg", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
-    generator = torch.Generator(where.device)
+
+    def prepared(step: int) -> tuple[Batch, VolumeTargets, torch.Generator]:
+        generator = torch.Generator(where.device)
+        generator.manual_seed((s.seed * 1_000_003 + step) * 1_009 + where.rank)
+        batch = batches.draw(s.batch // where.world, generator, s.drawn_views)
+        return batch, volumes.at(batch.changes, size // 2, depths, generator), generator
+
+    # The next batch is made while the network works on this one.
+    ahead = ThreadPoolExecutor(1)
+    coming = ahead.submit(prepared, trainer.step)
     begin = last = time.monotonic()
-    checked, done, sums = begin, False, torch.zeros(3, device=where.device)
+    checked, done, sums = begin, False, torch.zeros(len(LOSSES), device=where.device)
     while not done:
-        generator.manual_seed((s.seed * 1_000_003 + trainer.step) * 1_009 + where.rank)
-        views, elevation = batches.draw(s.batch // where.world, generator)
-        losses = trainer.train_step(views, elevation, generator, learning_rate(trainer, started))
+        batch, targets, generator = coming.result()
+        coming = ahead.submit(prepared, trainer.step + 1)
+        losses = trainer.train_step(batch, targets, generator, learning_rate(trainer, started))
         sums += losses
         if on_loss is not None:
-            on_loss(trainer.step, float(losses[0]))
+            on_loss(trainer.step, float(losses.sum()))
         if trainer.step % 100 == 0:
             mean, now = (sums / 100).tolist(), time.monotonic()
             rate = 100 * s.batch / (now - last)
-            log.write(
-                step=trainer.step,
-                loss=mean[0],
-                elevation=mean[1],
-                coarse=mean[2],
-                orbits_per_s=rate,
-                minutes=(now - started) / 60,
-            )
+            entry = dict(zip(LOSSES, mean, strict=True))
+            log.write(step=trainer.step, **entry, orbits_per_s=rate, minutes=(now - started) / 60)
             last = now
             sums.zero_()
         done = _agreed(trainer, started)
         if s.validate_minutes and not done and trainer.step % 50 == 0:
             due = _from_first(time.monotonic() - checked > 60 * s.validate_minutes, where)
             if due:
+                # A leg that is cut off loses what came after its last validation.
+                if where.first:
+                    trainer.save(out)
                 _validated(trainer, held_out, out, log)
                 checked = last = time.monotonic()
+    ahead.shutdown(cancel_futures=True)
     if where.device.type == "cuda":
         log.write(event="memory", gigabytes=torch.cuda.max_memory_allocated() / 1e9)
     if where.first:

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from im3d.generators.mini import DEFAULT_STEPS, sample_orbit
-from im3d.generators.mini_model import VolumeDenoiser, shrunk
+from im3d.generators.mini_model import VolumeDenoiser
+from im3d.machine import fast_in_half
 from im3d.training.batches import OrbitBatches, pictures
 
 
@@ -50,7 +51,7 @@ def validate(
 
     Args:
         model: The denoiser.
-        batches: The orbits, as large as the network's input view.
+        batches: The orbits, as large as the network's views.
         steps: Network evaluations an orbit.
         limit: How many orbits, spread evenly over all; 0 takes all.
         picture: Where a sheet of pictures is written: rows of truth above rows of results.
@@ -64,9 +65,8 @@ def validate(
     for i in range(0, count, batch):
         truth, elevation = batches.take(rows[i : i + batch])
         noise = torch.Generator(truth.device).manual_seed(seed + i)
-        with torch.autocast(truth.device.type, torch.bfloat16, enabled=truth.is_cuda):
+        with torch.autocast(truth.device.type, torch.bfloat16, enabled=fast_in_half(truth.device)):
             views, guess = sample_orbit(model, truth[:, 0], steps, noise)
-        truth = shrunk(truth, views.shape[-1])
         table.append([*_compare(views, truth), (guess - elevation).abs().cpu()])
         step = max(1, count // 16)
         sheet += [(truth[j], views[j]) for j in range(len(truth)) if (i + j) % step == 0]
