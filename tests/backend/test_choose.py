@@ -33,7 +33,7 @@ def install(*names: str) -> None:
         folder = models_folder() / name
         folder.mkdir(parents=True)
         if name == "mini":
-            (folder / "config.json").write_text('{"sample_size": 128, "views": 16, "cells": 16}')
+            (folder / "config.json").write_text('{"sample_size": 128, "views": 16}')
         else:
             (folder / find_model(name).files[0]).write_bytes(b"x")
             record(name)
