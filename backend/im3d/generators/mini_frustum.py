@@ -18,6 +18,8 @@ from im3d.orbit import DEFAULT_FOV_DEG, framing_radius
 
 TAN = math.tan(math.radians(DEFAULT_FOV_DEG) / 2)
 RADIUS = framing_radius(DEFAULT_FOV_DEG, 1.0)
+# Where rays that meet nothing are said to end: behind the volume, where the input picture shows nothing either.
+BEHIND = 1.5
 
 
 def centres(n: int, device: torch.device) -> Tensor:
@@ -85,33 +87,56 @@ def drawn(
         empty: Log odds outside the volume.
     """
     D, S = logits.shape[1:3]
-    K = azimuths.shape[1]
     tall = F.interpolate(color, size=(D, S, S), mode="trilinear", align_corners=False)
     volume = torch.cat([logits[:, None] - empty, tall], dim=1)
-    points = camera_points(size, samples, logits.device).flatten(1)
+    points = camera_points(size, samples, logits.device)
     here = camera_axes(torch.zeros_like(elevation), elevation)
-    turned = here[:, None] @ camera_axes(azimuths, elevation[:, None]).mT  # (B, K, 3, 3): their axes to the input's
-    depths = centres(samples, logits.device).view(samples, 1, 1)
-    views, places, distances = [], [], []
-    for k in range(K):  # one camera at a time: all samples of all at once would take gigabytes
-        x, y, z = (turned[:, k] @ points).unflatten(2, (samples, size, size)).unbind(1)
-        depth = (RADIUS + z) * TAN
-        grid = torch.stack([x / depth, y / depth, z], dim=-1)
-        found = F.grid_sample(volume, grid, padding_mode="zeros", align_corners=False)
-        density = F.softplus(found[:, 0] + empty) * (D / samples)
-        passed = torch.cumsum(density, dim=1)
-        weights = (density - passed).exp() - (-passed).exp()  # (B, samples, s, s)
-        alpha = weights.sum(dim=1, keepdim=True)
-        rgb = (weights[:, None] * found[:, 1:]).sum(dim=2)
-        views.append(torch.cat([torch.minimum(rgb, alpha), alpha], dim=1))
-        # The mean surface; where nothing is, far behind, which the input picture shows as nothing.
-        own = (weights * depths).sum(dim=1) + (1 - alpha[:, 0]) * 1.5
-        surface = camera_points_at(size, own)
-        x, y, z = (turned[:, k] @ surface.flatten(2)).unflatten(2, (size, size)).unbind(1)
-        depth = (RADIUS + z) * TAN
-        places.append(torch.stack([x / depth, y / depth], dim=-1))
-        distances.append(z)
-    return Drawn(torch.stack(views, dim=1), torch.stack(places, dim=1), torch.stack(distances, dim=1))
+    turns = here[:, None] @ camera_axes(azimuths, elevation[:, None]).mT  # (B, K, 3, 3): their axes to the input's
+    # One camera at a time: all samples of all at once would take gigabytes.
+    seen = [_seen_by_one(volume, empty, points, turn, D / samples) for turn in turns.unbind(dim=1)]
+    views, places, distances = (torch.stack(parts, dim=1) for parts in zip(*seen, strict=True))
+    return Drawn(views, places, distances)
+
+
+def _seen_by_one(
+    volume: Tensor, empty: float, points: Tensor, turn: Tensor, step: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Drawn`'s parts for one camera.
+
+    Args:
+        volume: (B, 4, D, S, S) log odds above `empty`, and colour.
+        points: (3, samples, s, s) of the camera's rays.
+        turn: (B, 3, 3) from the camera's axes to the input view's.
+        step: From sample to sample, in cells.
+    """
+    place, z = _projected(turn, points.flatten(1), points.shape[1:])
+    found = F.grid_sample(volume, torch.cat([place, z[..., None]], dim=-1), padding_mode="zeros", align_corners=False)
+    density = F.softplus(found[:, 0] + empty) * step
+    passed = torch.cumsum(density, dim=1)
+    weights = (density - passed).exp() - (-passed).exp()  # (B, samples, s, s)
+    alpha = weights.sum(dim=1)
+    rgb = (weights[:, None] * found[:, 1:]).sum(dim=2)
+    view = torch.cat([torch.minimum(rgb, alpha[:, None]), alpha[:, None]], dim=1)
+    depths = centres(points.shape[1], volume.device).view(-1, 1, 1)
+    surface = (weights * depths).sum(dim=1) + (1 - alpha) * BEHIND
+    size = points.shape[2:]
+    return view, *_projected(turn, camera_points_at(size[0], surface).flatten(2), size)
+
+
+def _projected(turn: Tensor, points: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Where the input picture shows a camera's points (…, 3, P), (B, *shape, 2), and their depth there (B, *shape)."""
+    x, y, z = (turn @ points).unflatten(2, shape).unbind(1)
+    depth = (RADIUS + z) * TAN
+    return torch.stack([x / depth, y / depth], dim=-1), z
+
+
+def surface_of(logits: Tensor) -> Tensor:
+    """(B, S, S): how far behind the origin the input view itself sees the surface, from its (B, D, S, S) log odds."""
+    density = F.softplus(logits)
+    passed = torch.cumsum(density, dim=1)
+    weights = (density - passed).exp() - (-passed).exp()
+    depths = centres(logits.shape[1], logits.device).view(-1, 1, 1)
+    return (weights * depths).sum(dim=1) + (1 - weights.sum(dim=1)) * BEHIND
 
 
 def camera_points_at(size: int, distance: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from im3d.generators.mini_frustum import Drawn, drawn
+from im3d.generators.mini_frustum import Drawn, drawn, surface_of
 from im3d.generators.mini_pictures import ViewDecoder
 from im3d.generators.mini_shape import Shape, ShapeNetwork
 
@@ -171,12 +171,7 @@ def _enlarged(pictures: Tensor, size: int) -> Tensor:
 def _known(condition: Tensor, logits: Tensor, seen: Drawn, size: int) -> Tensor:
     """`Imagined.known`."""
     K = seen.depth.shape[1]
-    # The input view's own surface, from the same volume.
-    density = F.softplus(logits)
-    passed = torch.cumsum(density, dim=1)
-    weights = (density - passed).exp() - (-passed).exp()
-    depths = (torch.arange(weights.shape[1], device=weights.device) + 0.5) * (2 / weights.shape[1]) - 1
-    front = (weights * depths.view(1, -1, 1, 1)).sum(dim=1) + (1 - weights.sum(dim=1)) * 1.5
+    front = surface_of(logits)
     place = seen.place.flatten(1, 2)  # (B, K·s, s, 2)
     found = F.grid_sample(front[:, None], place, padding_mode="border", align_corners=False).unflatten(2, (K, -1))
     behind = (seen.depth - found[:, 0]).clamp(-1, 1)[:, :, None]

@@ -52,7 +52,7 @@ class SsimTarget:
     means: list[Tensor]
     variances: list[Tensor]
 
-    def __getitem__(self, rows: Tensor | list[int]) -> SsimTarget:
+    def __getitem__(self, rows: Tensor | list[int] | slice) -> SsimTarget:
         return SsimTarget(*([t[rows] for t in part] for part in (self.images, self.means, self.variances)))
 
 

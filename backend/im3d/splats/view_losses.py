@@ -72,7 +72,7 @@ class ViewLosses:
         target = self._ssim[background]
         if self.boxes is None:
             return ms_ssim(images, target[rows])
-        values = [ms_ssim(images[i : i + 1], target[[k]], self.boxes[k]) for i, k in enumerate(rows)]
+        values = [ms_ssim(images[i : i + 1], target[k : k + 1], self.boxes[k]) for i, k in enumerate(rows)]
         return torch.stack(values).mean()
 
     def distance(self, images: Tensor, rows: list[int], background: int) -> Tensor:
