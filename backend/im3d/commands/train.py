@@ -130,6 +130,6 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     train(trainer, orbits, volumes, args.out, started)
     if args.test and where.first:
         batches = OrbitBatches(orbits, orbits.rows("test"), where.device, model.config["sample_size"])
-        for steps in (1, 2, 4, 8):
+        for steps in (1, 2, 4, 8) if len(batches) else ():
             picture = args.out / f"test-{steps}.png"
             print(f"test, {steps} steps: {validate(trainer.average, batches, steps, picture=picture)}", flush=True)
