@@ -1,0 +1,231 @@
+"""Downloads of models from a local server that answers as the hub does: cut, refused, damaged, out of space."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+from hub_server import COMMIT, WEIGHTS, Hub, accepted, parts
+
+from im3d import model_hub
+from im3d.errors import CancelledError, DiskError, InputError, ModelError
+from im3d.models import find_model, installed, require, verify
+
+
+class TestDownload:
+    def test_it_arrives_whole_and_is_recorded(self, hub: Hub) -> None:
+        steps: list[tuple[int, int]] = []
+        folder = model_hub.download(accepted("sv3d_u"), lambda step, of, _=None: steps.append((step, of)))
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+        assert [p for p, _ in hub.transfers] == [f"/stabilityai/sv3d/resolve/{COMMIT}/sv3d_u.safetensors"]
+        record = json.loads((folder / "installed.json").read_text())
+        assert record["revision"] == COMMIT
+        assert record["files"] == [
+            {
+                "path": "sv3d_u.safetensors",
+                "bytes": len(WEIGHTS),
+                "sha256": hashlib.sha256(WEIGHTS).hexdigest(),
+                "checked": "hub",
+            }
+        ]
+        assert require("sv3d_u") == installed("sv3d_u") == folder
+        assert verify("sv3d_u") == []
+        assert steps[-1] == (1, 1)
+
+    def test_a_second_call_and_everything_after_work_without_the_hub(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model_hub.download(accepted("sv3d_u"))
+        seen = len(hub.requests)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        model_hub.download("sv3d_u")
+        require("sv3d_u")
+        verify("sv3d_u")
+        assert len(hub.requests) == seen
+
+    @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+    def test_offline_says_so_and_asks_nobody(self, variable: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(variable, "1")
+        with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
+            model_hub.download(accepted("sv3d_u"))
+        assert hub.requests == []
+
+    def test_a_cut_connection_is_continued_where_it_broke(self, hub: Hub) -> None:
+        hub.cut_at = 40_000
+        folder = model_hub.download(accepted("sv3d_u"))
+        (_, first), (_, second) = hub.transfers
+        assert first is None
+        assert 0 < int(str(second).removeprefix("bytes=").removesuffix("-")) <= 40_000
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    def test_a_stopped_download_goes_on_in_the_next_call(self, hub: Hub) -> None:
+        calls = 0
+
+        def stop_at_the_third(step: int, steps: int, preview: object = None) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise CancelledError("Stopped.")
+
+        with pytest.raises(CancelledError):
+            model_hub.download(accepted("sv3d_u"), stop_at_the_third)
+        (part,) = parts("sv3d_u")
+        had = part.stat().st_size
+        assert part.read_bytes() == WEIGHTS[:had]
+        assert 0 < had < len(WEIGHTS)
+        assert installed("sv3d_u") is None
+
+        folder = model_hub.download("sv3d_u")
+        assert hub.transfers[-1][1] == f"bytes={had}-"
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+        assert parts("sv3d_u") == []
+
+    def test_a_server_that_sends_everything_again_does_no_harm(self, hub: Hub) -> None:
+        hub.cut_at, hub.ranges = 40_000, False
+        folder = model_hub.download(accepted("sv3d_u"))
+        assert [span is None for _, span in hub.transfers] == [True, False]
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    def test_a_disk_that_fills_up_on_the_way_is_explained(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = model_hub._PartFile.write
+
+        def fill(self: Any, data: Any) -> int:
+            if self.tell() > 30_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(self, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model_hub._PartFile, "write", fill)
+            with pytest.raises(DiskError, match="disk is full"):
+                model_hub.download(accepted("sv3d_u"))
+        (part,) = parts("sv3d_u")
+        assert part.read_bytes() == WEIGHTS[: part.stat().st_size]
+        folder = model_hub.download("sv3d_u")
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    def test_a_wrong_hash_is_refused_and_removed(self, hub: Hub) -> None:
+        hub.stated["sv3d_u.safetensors"] = "0" * 64
+        with pytest.raises(ModelError, match="expected hash and was removed"):
+            model_hub.download(accepted("sv3d_u"))
+        assert [p.name for p in find_model("sv3d_u").folder.iterdir() if p.suffix == ".safetensors"] == []
+        assert parts("sv3d_u") == []
+        assert installed("sv3d_u") is None
+
+    def test_the_published_hash_rules_over_the_hubs(self, hub: Hub) -> None:
+        hub.files = {"isnet-general-use.pth": b"not the weights, but honestly listed"}
+        with pytest.raises(ModelError, match=r"isnet-general-use\.pth of isnet does not have the expected hash"):
+            model_hub.download(accepted("isnet"))
+        assert not (find_model("isnet").folder / "isnet-general-use.pth").exists()
+
+    def test_small_files_are_checked_by_their_git_hash(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = (
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "tokenizer/vocab.json",
+        )
+        hub.files = {name: name.encode() for name in names}
+        hub.files |= {
+            "transformer/model.safetensors": WEIGHTS,
+            "vae/config.json": b"{}",
+            "flux-2-klein-4b.safetensors": b"0",
+        }
+        folder = model_hub.download(accepted("flux2_klein"))
+        assert (folder / "tokenizer/vocab.json").read_bytes() == b"tokenizer/vocab.json"
+        assert not (folder / "flux-2-klein-4b.safetensors").exists()
+        (folder / "installed.json").unlink()
+        honest = hub.listing()
+        honest["siblings"][0]["blobId"] = "f" * 40
+        monkeypatch.setattr(hub, "listing", lambda: honest)
+        with pytest.raises(ModelError, match=r"model_index\.json of flux2_klein"):
+            model_hub.download("flux2_klein")
+
+    def test_a_repository_without_the_files_is_explained(self, hub: Hub) -> None:
+        hub.files = {"README.md": b""}
+        with pytest.raises(ModelError, match=r"no longer holds sv3d_u\.safetensors"):
+            model_hub.download(accepted("sv3d_u"))
+
+    def test_no_space_is_noticed_before_the_first_byte(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(model_hub.shutil, "disk_usage", lambda _: usage(10**6, 0, len(WEIGHTS) - 1))
+        with pytest.raises(DiskError, match="needs 102 kB more"):
+            model_hub.download(accepted("sv3d_u"))
+        assert hub.transfers == []
+        monkeypatch.setattr(model_hub.shutil, "disk_usage", lambda _: usage(10**6, 0, len(WEIGHTS)))
+        model_hub.download("sv3d_u")
+
+    def test_what_is_there_already_needs_no_space(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.test_a_stopped_download_goes_on_in_the_next_call(hub)
+        folder = find_model("sv3d_u").folder
+        (folder / "installed.json").unlink()
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(model_hub.shutil, "disk_usage", lambda _: usage(10**6, 0, 0))
+        before = len(hub.transfers)
+        assert model_hub.download("sv3d_u") == folder
+        assert len(hub.transfers) == before
+
+    def test_without_a_login_the_page_to_visit_is_named(self, hub: Hub) -> None:
+        hub.token = "good"
+        with pytest.raises(ModelError, match="asks for a login") as caught:
+            model_hub.download(accepted("sv3d_u"))
+        assert "https://huggingface.co/stabilityai/sv3d" in caught.value.hint
+        assert "hf auth login" in caught.value.hint
+
+    def test_without_consent_at_the_hub_the_page_to_visit_is_named(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.token = "good"
+        monkeypatch.setenv("HF_TOKEN", "hf_other")
+        with pytest.raises(ModelError, match="may not read sv3d_u yet") as caught:
+            model_hub.download(accepted("sv3d_u"))
+        assert "https://huggingface.co/stabilityai/sv3d" in caught.value.hint
+
+    def test_the_token_of_the_environment_is_used(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.token = "hf_good"
+        monkeypatch.setenv("HF_TOKEN", "hf_good")
+        model_hub.download(accepted("sv3d_u"))
+        assert {authorization for *_, authorization in hub.requests} == {"Bearer hf_good"}
+
+    def test_the_token_of_the_hubs_login_is_used(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "token").write_text("hf_of_the_login")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        hub.token = "hf_of_the_login"
+        model_hub.download(accepted("sv3d_u"))
+        assert {authorization for *_, authorization in hub.requests} == {"Bearer hf_of_the_login"}
+
+    def test_a_hub_without_the_model_is_explained(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/elsewhere")
+        with pytest.raises(ModelError, match="has no stabilityai/sv3d") as caught:
+            model_hub.download(accepted("sv3d_u"))
+        assert "HF_ENDPOINT" in caught.value.hint
+
+    def test_an_unreachable_hub_is_explained(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(ModelError, match=r"The hub at http://127\.0\.0\.1:9 cannot be reached") as caught:
+            model_hub.download(accepted("sv3d_u"))
+        assert "HTTPS_PROXY" in caught.value.hint
+
+    def test_it_goes_through_a_proxy(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+        monkeypatch.setenv("HTTP_PROXY", hub.url)
+        huggingface_hub.close_session()
+        folder = model_hub.download(accepted("sv3d_u"))
+        assert len(hub.requests) == 2
+        assert all(path.startswith("http://hub.invalid/") for _, path, *_ in hub.requests)
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    def test_two_processes_do_not_write_the_same_file(self, hub: Hub) -> None:
+        from filelock import FileLock
+
+        folder = find_model(accepted("sv3d_u")).folder
+        folder.mkdir(parents=True)
+        with FileLock(folder / ".lock"), pytest.raises(InputError, match="Another process is installing"):
+            model_hub.download("sv3d_u")
