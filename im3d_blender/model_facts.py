@@ -25,7 +25,7 @@ class ModelFacts:
     Attributes:
         name: As on the command line.
         title: What people call it.
-        purpose: "orbit", "image" or "mask".
+        purpose: "orbit", "image", "mask" or "loss".
         size: Of the download, e.g. "9.4 GB".
         vram_gb: Least GPU memory.
         licence: Its name.

@@ -39,7 +39,7 @@ class Model:
 
     name: str
     title: str
-    purpose: Literal["orbit", "image", "mask"]
+    purpose: Literal["orbit", "image", "mask", "loss"]
     repository: str
     revision: str
     files: tuple[str, ...]

@@ -21,7 +21,7 @@ class TestFacts:
     def test_every_entry_is_complete_and_sound(self) -> None:
         for model in models.models().values():
             assert re.fullmatch(r"[\w-]+/[\w.-]+", model.repository)
-            assert model.purpose in {"orbit", "image", "mask"}
+            assert model.purpose in {"orbit", "image", "mask", "loss"}
             assert model.commercial in {"yes", "no", "conditions"}
             assert model.licence_url.startswith("https://")
             assert model.bytes > 10**8

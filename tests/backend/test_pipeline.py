@@ -326,4 +326,5 @@ def test_doctor_says_what_there_is() -> None:
     facts = json.loads(done.stdout)
     assert facts["rasterizers"]["cpu"] == "available"
     assert facts["perceptual"] in ("efficientnet-lite0", "lpips-vgg16")
+    assert (facts["models"]["vgg16"] == "installed") == (facts["perceptual"] == "lpips-vgg16")
     assert str(Path.home()) not in json.dumps({k: v for k, v in facts.items() if k != "blender"})

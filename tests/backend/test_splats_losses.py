@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from im3d import efficientnet
+from im3d.models import find_model
 from im3d.splats import losses, perceptual
 from im3d.splats.losses import ms_ssim, ssim_target
 
@@ -101,7 +102,8 @@ def vgg16_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     monkeypatch.setenv("IM3D_HOME", str(tmp_path))
     state = random_vgg16()
     perceptual.vgg16_path().parent.mkdir(parents=True)
-    save_file(state, perceptual.vgg16_path())
+    # The published file holds the classifier too.
+    save_file({**state, "pre_logits.fc1.weight": torch.zeros(4, 4)}, perceptual.vgg16_path())
     return state
 
 
@@ -121,6 +123,11 @@ def test_lpips_equals_the_package(vgg16_installed: dict[str, Tensor]) -> None:
     assert abs(float(value - expected)) < 1e-5 * max(1.0, float(expected))
     assert float(expected) > 1e-3
     assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
+
+
+def test_vgg16_is_found_where_the_command_puts_it(vgg16_installed: dict[str, Tensor]) -> None:
+    (name,) = find_model("vgg16").files
+    assert perceptual.vgg16_path() == find_model("vgg16").folder / name
 
 
 def test_flat_pictures_give_finite_gradients(vgg16_installed: dict[str, Tensor]) -> None:

@@ -208,8 +208,8 @@ def random_vgg16(device: torch.device) -> Perceptual:
     for block in VGG16_LAYERS:
         for width in block:
             scale = (2 / (9 * channels)) ** 0.5
-            state[f"{index}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) * scale
-            state[f"{index}.bias"] = torch.zeros(width)
+            state[f"features.{index}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) * scale
+            state[f"features.{index}.bias"] = torch.zeros(width)
             index, channels = index + 2, width
         index += 1
     return Perceptual("vgg16 with random weights", Vgg16(state), lpips_weights(), LPIPS_MEAN, LPIPS_STD).to(device)

@@ -41,6 +41,7 @@ def diagnose(blender: str | None = None) -> dict[str, Any]:
     import psutil
     import torch
 
+    from im3d.models import installed, models
     from im3d.splats.perceptual import perceptual_name
     from im3d.splats.render import rasterizers
 
@@ -56,6 +57,7 @@ def diagnose(blender: str | None = None) -> dict[str, Any]:
         "rasterizers": {name: reason or "available" for name, reason in rasterizers().items()},
         "rasterizer": _rasterizer(cuda),
         "perceptual": perceptual_name(),
+        "models": {name: "installed" if installed(name) else "not installed" for name in models()},
         "blender": _blender(blender),
     }
 

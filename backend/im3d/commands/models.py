@@ -72,7 +72,8 @@ def _list(args: argparse.Namespace) -> int:
         state, memory = "yes" if fact["installed"] else "no", f"{model.vram_gb:g} GB"
         print(row.format(model.name, model.purpose, model.size, memory, model.commercial, state, model.title))
     print(
-        "\norbit: views from a picture; image: a picture from a sentence; mask: tells the object from its background."
+        "\norbit: views from a picture; image: a picture from a sentence; mask: tells the object from its background;\n"
+        "loss: compares renders with views while splats are fitted."
     )
     print(f"Get one with: im3d models download NAME. They are kept in {models_folder()} (IM3D_HOME moves it).")
     return 0

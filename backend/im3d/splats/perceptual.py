@@ -34,8 +34,8 @@ LITE0_SCALE = 1.0
 
 
 def vgg16_path() -> Path:
-    """Where `im3d models download vgg16` puts the convolutions of VGG16 (torchvision's names, safetensors)."""
-    return models_folder() / "vgg16" / "vgg16_features.safetensors"
+    """Where `im3d models download vgg16` puts VGG16 (torchvision's names, safetensors)."""
+    return models_folder() / "vgg16" / "model.safetensors"
 
 
 def perceptual_name() -> str:
@@ -46,9 +46,12 @@ def perceptual_name() -> str:
 def load_perceptual(device: torch.device) -> Perceptual:
     """The best perceptual loss that is installed."""
     if vgg16_path().exists():
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        vgg16 = Vgg16(load_file(vgg16_path()))
+        with safe_open(vgg16_path(), framework="pt") as file:
+            names = file.keys()
+            # Nine tenths of the file are the classifier, which nobody needs here.
+            vgg16 = Vgg16({name: file.get_tensor(name) for name in names if name.startswith("features.")})
         return Perceptual("lpips-vgg16", vgg16, lpips_weights(), LPIPS_MEAN, LPIPS_STD).to(device)
     weights = [torch.full((channels,), LITE0_SCALE / len(LITE0_CHANNELS)) for channels in LITE0_CHANNELS]
     network = EfficientNetLite0(lite0_weights(), LITE0_STAGES[:3])
@@ -138,7 +141,7 @@ class Vgg16(nn.Module):
     """VGG16's convolutions (Simonyan & Zisserman 2014), tapped after the last activation of each block, as LPIPS does.
 
     Args:
-        state: "features.N.weight" and "features.N.bias" as torchvision names them; a leading "features." may be absent.
+        state: "features.N.weight" and "features.N.bias" as torchvision names them.
     """
 
     def __init__(self, state: dict[str, Tensor]) -> None:
@@ -149,7 +152,7 @@ class Vgg16(nn.Module):
             convolutions = nn.ModuleList()
             for width in block:
                 convolution = nn.Conv2d(channels, width, 3, padding=1)
-                name = f"features.{index}" if f"features.{index}.weight" in state else str(index)
+                name = f"features.{index}"
                 convolution.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
                 convolutions.append(convolution)
                 index, channels = index + 2, width
