@@ -77,7 +77,10 @@ def test_augmentations_differ() -> None:
     changes = batches.draw(400, torch.Generator().manual_seed(0), 0).changes
     assert changes.mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
     assert (changes.start == 0).float().mean() == pytest.approx(FRONT_SHARE + (1 - FRONT_SHARE) / 16, abs=0.1)
-    assert len(changes.gain[:, 0].unique()) == 400
+    assert len(changes.mix[:, 0, 0].unique()) == 400
+    # Grey stays grey under a change of saturation, whatever the channels' order.
+    sums = changes.mix.sum(dim=2)
+    assert (sums.max(dim=1).values / sums.min(dim=1).values).max() <= 1.15 / 0.85 + 1e-5
 
 
 def test_a_few_views_are_those_of_the_whole_ring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +107,7 @@ def test_colours_change_alike_in_all_views_and_never_exceed_alpha() -> None:
     stored = torch.from_numpy(orbits.views[batch.changes.rows.numpy(), 0]).permute(0, 3, 1, 2) / 255
     given = torch.where(batch.changes.mirrored.view(-1, 1, 1, 1), stored.flip(-1), stored)
     torch.testing.assert_close(batch.views[:, 0, 3], given[:, 3])
-    expected = torch.minimum(batch.changes.recolored(given[:, :3]), given[:, 3:])
+    expected = torch.minimum(batch.changes.recolored(given[:, :3]).clamp_min(0), given[:, 3:])
     torch.testing.assert_close(batch.views[:, 0, :3], expected)
     assert (batch.views[:, 0, :3] - given[:, :3]).abs().amax() > 0.01
 

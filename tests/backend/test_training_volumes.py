@@ -13,7 +13,7 @@ from PIL import Image
 from im3d.generators.mini_frustum import RADIUS, TAN
 from im3d.orbit import look_at_origin
 from im3d.packs import Part, Prop
-from im3d.training import volumes
+from im3d.training import render, volumes
 from im3d.training.batches import Changes
 from im3d.training.grids import CELLS, GridSet, occupancy
 from im3d.training.orbits import OrbitSet
@@ -67,31 +67,36 @@ def test_colours_come_from_textures_and_alpha_cuts_holes() -> None:
 
 
 def changed(start: int, mirrored: bool) -> Changes:
-    return Changes(
-        torch.tensor([0]), torch.tensor([start]), torch.tensor([mirrored]), torch.arange(3)[None], torch.ones(1, 3)
-    )
+    return Changes(torch.tensor([0]), torch.tensor([start]), torch.tensor([mirrored]), torch.eye(3)[None])
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("start", [0, 5])
 def test_a_target_lies_where_the_camera_sees_it(start: int, mirrored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     half = np.array([0.5, 0.3, 0.4]) * CELLS / (CELLS - 3)
-    stretch, azimuth, elevation = np.array([1.2, 0.9, 1.0]), 33.0, 25.0
+    azimuth, elevation = 33.0, 25.0
+    # Stretched, leant and tapered.
+    deformation = np.array([[1.2, 0, 0.1, 0], [0, 0.9, 0, 0.02], [0, 0, 1.0, 0], [0, 0.1, 0.2, 1]])
     center, radius = np.array([0.25, -0.12, 0.17]), 0.09
     z, y, x = np.meshgrid(*[(np.arange(CELLS) + 0.5) * 2 / CELLS - 1] * 3, indexing="ij")
     points = np.stack([x, y, z], axis=-1) * half
     cells = np.zeros((1, CELLS, CELLS, CELLS, 4), np.uint8)
-    cells[0, np.linalg.norm((points - center) * stretch, axis=-1) < radius] = (200, 100, 50, 255)
+    moved = np.append(center, 1) @ deformation.T
+    moved = moved[:3] / moved[3]
+    where = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ deformation.T
+    cells[0, np.linalg.norm(where[..., :3] / where[..., 3:] - moved, axis=-1) < radius] = (200, 100, 50, 255)
     orbits = OrbitSet(
         np.zeros((1, 16, 8, 8, 4), np.uint8), np.float32([elevation]), np.array(["train"]), np.array(["p"])
     )
-    monkeypatch.setattr(volumes, "_frames", lambda *a: (np.float32([azimuth]), stretch[None].astype(np.float32)))
+    monkeypatch.setattr(
+        volumes, "_frames", lambda *a: (np.float32([azimuth]), np.linalg.inv(deformation)[None].astype(np.float32))
+    )
     grids = GridSet(cells, half[None].astype(np.float32), np.array(["p"]))
     target = OrbitVolumes(grids, orbits, [], torch.device("cpu")).at(
         changed(start, mirrored), 64, 32, torch.Generator().manual_seed(0)
     )
     camera = look_at_origin(azimuth + 22.5 * start, elevation, RADIUS)
-    right, down, depth = (camera @ np.append(center * stretch, 1))[:3]
+    right, down, depth = (camera @ np.append(moved, 1))[:3]
     if mirrored:
         right = -right
     d, row, column = (v.float().mean().item() + 0.5 for v in target.occupancy[0].nonzero(as_tuple=True))
@@ -115,13 +120,27 @@ def test_frames_follow_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(volumes.Pack, "open", lambda path: FakePack())
     names = np.array(["a.npz/p", "a.npz/p", "a.npz/q"])
-    orbits = OrbitSet(np.zeros((3, 16, 8, 8, 4), np.uint8), np.zeros(3, np.float32), np.array(["train"] * 3), names)
-    azimuth, stretch = volumes._frames(orbits, [Path("a.npz")])
-    recipes = [volumes.training_recipe("p", 0), volumes.training_recipe("p", 1), volumes.training_recipe("q", 0)]
+    orbits = OrbitSet(np.zeros((3, 16, 8, 8, 4), np.uint8), np.zeros(3, np.float32), np.array(["train"] * 3), names, 2)
+    azimuth, to_prop = volumes._frames(orbits, [Path("a.npz")])
+    recipes = [render.recipe_of("p", "train", 0, 2), render.recipe_of("p", "train", 1, 2)]
+    recipes.append(render.recipe_of("q", "train", 0, 2))
+    assert recipes[0] != render.recipe_of("p", "train", 0)  # another draw
     np.testing.assert_allclose(azimuth, [r.azimuth_deg for r in recipes], rtol=1e-6)
-    corners = np.array(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5])).reshape(3, -1).T
-    for row, recipe in zip(stretch, recipes, strict=True):
-        # Stretched as asked, and then as large as asked.
-        assert np.linalg.norm(corners * row, axis=1).max() == pytest.approx(recipe.scale, rel=1e-5)
-        if recipe.stretch is not None:
-            np.testing.assert_allclose(row / row[0], np.diag(recipe.stretch / recipe.stretch[0, 0]), rtol=1e-5)
+    corners = np.array(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5], [1.0])).reshape(4, -1).T
+    for inverse, recipe in zip(to_prop.astype(np.float64), recipes, strict=True):
+        world = corners @ np.linalg.inv(inverse).T
+        world = world[:, :3] / world[:, 3:]
+        # As large as asked, and about the origin.
+        assert np.linalg.norm(world, axis=1).max() == pytest.approx(recipe.scale, rel=1e-5)
+        np.testing.assert_allclose(world.max(axis=0) + world.min(axis=0), 0, atol=1e-6)
+        back = np.append(world, np.ones((8, 1)), axis=1) @ inverse.T
+        np.testing.assert_allclose(back[:, :3] / back[:, 3:], corners[:, :3], atol=1e-6)
+
+
+def test_deformed_props_stay_before_the_camera() -> None:
+    points = np.random.default_rng(0).normal(size=(500, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    for i in range(300):
+        deformation = render.training_recipe("p", i).applied(points)
+        scale = points @ deformation[3, :3] + deformation[3, 3]
+        assert scale.min() > 0.5

@@ -39,6 +39,7 @@ def _add_data_options(parser: argparse.ArgumentParser, render_size: int) -> None
     parser.add_argument("--resume", action="store_true", help="continue the state in --out")
     parser.add_argument("--render-size", type=int, default=render_size, help="side of the rendered orbits in pixels")
     parser.add_argument("--orbits", type=int, default=12, help="rendered orbits per training prop, on average")
+    parser.add_argument("--draw", type=int, default=0, help="another number: other orbits of the training props")
     parser.add_argument("--workers", type=int, default=4, help="rendering processes")
     parser.add_argument("--limit", type=int, default=0, help="use only that many props of each pack")
 
@@ -75,7 +76,9 @@ def _rendered(args: argparse.Namespace, where: Any) -> Any:
 
     def rendered() -> Any:
         devices = max(1, torch.cuda.device_count())
-        return render_packs(args.pack, args.cache, args.render_size, args.orbits, args.workers, devices, args.limit)
+        return render_packs(
+            args.pack, args.cache, args.render_size, args.orbits, args.workers, devices, args.limit, args.draw
+        )
 
     orbits = rendered() if where.first else None
     if where.world > 1:

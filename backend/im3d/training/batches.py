@@ -30,20 +30,23 @@ class Changes:
         rows: (B,) of the `OrbitSet`.
         start: (B,) which stored view is the input view.
         mirrored: (B,) bool, whether the prop is mirrored: pictures flipped left to right, azimuths negated.
-        order: (B, 3) the channels that become red, green and blue.
-        gain: (B, 3) their factors after that.
+        mix: (B, 3, 3) what colours are multiplied by.
     """
 
     rows: Tensor
     start: Tensor
     mirrored: Tensor
-    order: Tensor
-    gain: Tensor
+    mix: Tensor
+
+    @classmethod
+    def none(cls, rows: Tensor) -> Changes:
+        """The stored orbits of `rows` as they are."""
+        zeros = torch.zeros_like(rows)
+        return cls(rows, zeros, zeros > 0, torch.eye(3, device=rows.device).expand(len(rows), -1, -1))
 
     def recolored(self, rgb: Tensor) -> Tensor:
-        """Colours (B, 3, …) changed; they may exceed 1."""
-        ones = [1] * (rgb.ndim - 2)
-        return torch.gather(rgb, 1, self.order.view(-1, 3, *ones).expand_as(rgb)) * self.gain.view(-1, 3, *ones)
+        """Colours (B, 3, …) changed; they may leave [0, 1]."""
+        return torch.bmm(self.mix, rgb.flatten(2)).view_as(rgb)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class OrbitBatches:
         rows: The rows to hold.
         device: Where they are kept and batches are made.
         size: Side of the batches' pictures; the stored ones are averaged down to it.
+
+    Attributes:
+        rows: (N,) the rows, on the device.
     """
 
     def __init__(self, orbits: OrbitSet, rows: NDArray[np.int64], device: torch.device, size: int) -> None:
@@ -78,7 +84,7 @@ class OrbitBatches:
             raise ValueError(f"orbits of {orbits.size} pixels cannot be averaged down to {size}")
         self._shrink = orbits.size // size
         self._stored = orbits.views
-        self._rows = torch.from_numpy(rows).to(device)
+        self.rows = torch.from_numpy(rows).to(device)
         self._elevation = torch.from_numpy(orbits.elevation_deg[rows]).to(device)
         self._views: Tensor | None = None
         if device.type != "cpu":
@@ -88,7 +94,7 @@ class OrbitBatches:
                 self._views[i : i + len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk)).to(device)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @property
     def ring(self) -> int:
@@ -97,7 +103,7 @@ class OrbitBatches:
 
     def take(self, index: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Orbits as they are stored: views (B, K, 4, S, S) and elevations (B,) in degrees."""
-        index = torch.as_tensor(index, device=self._rows.device)
+        index = torch.as_tensor(index, device=self.rows.device)
         ring = torch.arange(self.ring, device=index.device).expand(len(index), -1)
         return self._pictures(index, ring), self._elevation[index]
 
@@ -118,13 +124,13 @@ class OrbitBatches:
             chosen = torch.rand(count, K - 1, generator=generator, device=device).argsort(dim=1)[:, :others]
             steps = steps.gather(1, chosen)
         steps = torch.cat([torch.zeros_like(start)[:, None], steps], dim=1)
-        changes = _random_changes(self._rows[index], start, generator)
+        changes = _random_changes(self.rows[index], start, generator)
         flip = changes.mirrored[:, None]
         views = self._pictures(index, (start[:, None] + torch.where(flip, -steps, steps)) % K)
         views = torch.where(flip[:, :, None, None, None], views.flip(-1), views)
         alpha = views[:, :, 3:]
         rgb = changes.recolored(views[:, :, :3].transpose(1, 2)).transpose(1, 2)
-        views = torch.cat([torch.minimum(rgb, alpha), alpha], dim=2)
+        views = torch.cat([torch.minimum(rgb.clamp_min(0), alpha), alpha], dim=2)
         return Batch(views, steps, self._elevation[index], changes)
 
     def _pictures(self, index: Tensor, which: Tensor) -> Tensor:
@@ -132,7 +138,7 @@ class OrbitBatches:
         if self._views is not None:
             found = self._views[index[:, None], which]
         else:
-            found = torch.from_numpy(self._stored[self._rows[index][:, None].numpy(), which.numpy()])
+            found = torch.from_numpy(self._stored[self.rows[index][:, None].numpy(), which.numpy()])
         views = found.movedim(-1, 2).float() / 255
         if self._shrink > 1:
             views = F.avg_pool2d(views.flatten(0, 1), self._shrink).unflatten(0, views.shape[:2])
@@ -140,15 +146,20 @@ class OrbitBatches:
 
 
 def _random_changes(rows: Tensor, start: Tensor, generator: torch.Generator) -> Changes:
-    """Half of the props mirrored, colour channels exchanged in a quarter, brightness and tint changed in all."""
+    """Half of the props mirrored; saturation changed in half, channels exchanged in a quarter, brightness and tint."""
     B, device = len(rows), generator.device
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(B, *size, generator=generator, device=device)
+
     mirrored = _chance(B, 0.5, generator)
-    keys = torch.rand(B, 3, generator=generator, device=device)
+    keys = uniform(0, 1, 3)
     exchanged = _chance(B, 0.25, generator)[:, None]
     order = torch.where(exchanged, keys.argsort(dim=1), torch.arange(3, device=device).expand(B, 3))
-    gain = 0.7 + 0.6 * torch.rand(B, 1, generator=generator, device=device)
-    tint = 0.9 + 0.2 * torch.rand(B, 3, generator=generator, device=device)
-    return Changes(rows, start, mirrored, order, gain * tint)
+    saturation = torch.where(_chance(B, 0.5, generator), uniform(0.2, 1.5), 1.0)[:, None, None]
+    mix = saturation * F.one_hot(order, 3).float() + (1 - saturation) / 3
+    gain = uniform(0.6, 1.35, 1, 1) * uniform(0.85, 1.15, 3, 1)
+    return Changes(rows, start, mirrored, gain * mix)
 
 
 def _chance(count: int, share: float, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from im3d.errors import InputError
 from im3d.orbit import DEFAULT_VIEWS
 from im3d.packs import Pack, Split
-from im3d.training.render import OrbitRenderer, held_out_recipe, training_recipe
+from im3d.training.render import OrbitRenderer, recipe_of
 
 HELD_OUT_ORBITS = 2
 
@@ -32,12 +32,14 @@ class OrbitSet:
         elevation_deg: (N,) float32.
         split: (N,) "train", "validation" or "test".
         prop: (N,) "pack name/prop id".
+        draw: Which draw of the training props' recipes it is.
     """
 
     views: NDArray[np.uint8]
     elevation_deg: NDArray[np.float32]
     split: NDArray[np.str_]
     prop: NDArray[np.str_]
+    draw: int = 0
 
     @property
     def size(self) -> int:
@@ -51,16 +53,24 @@ class OrbitSet:
 
 @dataclass(frozen=True)
 class _Job:
-    """The orbits of one prop: rows first … first + count − 1 of the array."""
+    """The orbits of one prop in one draw: rows first … first + count − 1 of the array."""
 
     row: int
     split: Split
     first: int
     count: int
+    draw: int
 
 
 def render_packs(
-    packs: Sequence[Path], folder: Path, size: int, orbits: int, workers: int, devices: int = 1, limit: int = 0
+    packs: Sequence[Path],
+    folder: Path,
+    size: int,
+    orbits: int,
+    workers: int,
+    devices: int = 1,
+    limit: int = 0,
+    draw: int = 0,
 ) -> OrbitSet:
     """Renders every prop's orbits, or opens them when the same request was rendered before.
 
@@ -72,6 +82,7 @@ def render_packs(
         workers: Rendering processes.
         devices: EGL devices to spread them over.
         limit: Use only that many props of each pack; 0 uses all.
+        draw: Another number gives other orbits of the training props.
 
     Raises:
         InputError: A pack cannot be read.
@@ -79,13 +90,13 @@ def render_packs(
     opened = [Pack.open(path) for path in packs]
     counts = [min(len(pack), limit) if limit else len(pack) for pack in opened]
     request: list[object] = [[p.name, os.path.getsize(p), n] for p, n in zip(packs, counts, strict=True)]
-    request += [[size, orbits], *[pack.splits for pack in opened]]
+    request += [[size, orbits, draw], *[pack.splits for pack in opened]]
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
     data, index = folder / f"orbits-{digest}.u8", folder / f"orbits-{digest}.npz"
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        _render_all(opened, counts, orbits, size, workers, devices, data, index)
+        _render_all(opened, counts, orbits, size, workers, devices, draw, data, index)
         print(f"rendered {data.stat().st_size / 1e9:.1f} GB of orbits in {time.monotonic() - start:.0f} s", flush=True)
     return open_orbits(index)
 
@@ -98,11 +109,12 @@ def open_orbits(index: Path) -> OrbitSet:
     """
     try:
         with np.load(index, allow_pickle=False) as table:
-            elevation, split, prop, size = (table[k] for k in ("elevation_deg", "split", "prop", "size"))
+            elevation, split, prop = (table[k] for k in ("elevation_deg", "split", "prop"))
+            size, draw = int(table["size"]), int(table["draw"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{index} is not an index of rendered orbits.", "Render the packs again.") from error
-    shape = (len(elevation), DEFAULT_VIEWS, int(size), int(size), 4)
-    return OrbitSet(np.memmap(index.with_suffix(".u8"), np.uint8, "r", shape=shape), elevation, split, prop)
+    shape = (len(elevation), DEFAULT_VIEWS, size, size, 4)
+    return OrbitSet(np.memmap(index.with_suffix(".u8"), np.uint8, "r", shape=shape), elevation, split, prop, draw)
 
 
 def orbits_per_prop(props: Sequence[int], orbits: int) -> list[int]:
@@ -125,6 +137,7 @@ def _render_all(
     size: int,
     workers: int,
     devices: int,
+    draw: int,
     data: Path,
     index: Path,
 ) -> None:
@@ -137,9 +150,8 @@ def _render_all(
     for pack, n, k in zip(packs, counts, per_prop, strict=True):
         jobs = []
         for row, (name, s) in enumerate(zip(pack.ids[:n], pack.splits[:n], strict=True)):
-            job = _Job(row, s, len(elevation), k if s == "train" else HELD_OUT_ORBITS)
-            recipe = training_recipe if s == "train" else held_out_recipe
-            elevation += [recipe(name, i).elevation_deg for i in range(job.count)]
+            job = _Job(row, s, len(elevation), k if s == "train" else HELD_OUT_ORBITS, draw)
+            elevation += [recipe_of(name, s, i, draw).elevation_deg for i in range(job.count)]
             split += [s] * job.count
             prop += [f"{pack.path.name}/{name}"] * job.count
             jobs.append(job)
@@ -154,7 +166,12 @@ def _render_all(
             pass
     partial = index.with_suffix(".part.npz")
     np.savez(
-        partial, elevation_deg=np.array(elevation, np.float32), split=np.array(split), prop=np.array(prop), size=size
+        partial,
+        elevation_deg=np.array(elevation, np.float32),
+        split=np.array(split),
+        prop=np.array(prop),
+        size=size,
+        draw=draw,
     )
     os.replace(partial, index)
 
@@ -184,7 +201,6 @@ def _render_chunk(chunk: tuple[Path, list[_Job]]) -> None:
     with open(_data, "r+b") as file:
         for job in jobs:
             prop = pack[job.row]
-            recipe = training_recipe if job.split == "train" else held_out_recipe
-            views = _renderer.render(prop, [recipe(prop.id, i) for i in range(job.count)])
+            views = _renderer.render(prop, [recipe_of(prop.id, job.split, i, job.draw) for i in range(job.count)])
             file.seek(job.first * bytes_per_orbit)
             file.write(views.tobytes())

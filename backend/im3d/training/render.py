@@ -17,17 +17,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_VIEWS, framing_radius, look_at_origin
-from im3d.packs import Prop
+from im3d.packs import Prop, Split
 
 SUPERSAMPLING = 3
 RADIUS = framing_radius(DEFAULT_FOV_DEG, 1.0)  # for props scaled to the unit sphere
 MAX_ELEVATION_DEG = 45.0
+# More orbits than a prop ever has in one draw.
+DRAW_STRIDE = 1000
 
 _VERTEX_SHADER = """#version 330
-uniform mat4 clip_from_world; uniform mat3 stretch;
+uniform mat4 clip_from_world; uniform mat4 deformation;
 in vec3 position; in vec2 uv;
 out vec2 texel; out vec3 world;
-void main() { world = stretch * position; texel = uv; gl_Position = clip_from_world * vec4(world, 1.0); }
+void main() {
+    vec4 point = deformation * vec4(position, 1.0);
+    world = point.xyz / point.w;
+    texel = uv;
+    gl_Position = clip_from_world * vec4(world, 1.0);
+}
 """
 
 # Faces are seen from both sides, so the normal is turned to the camera; flat normals suit the packs' coarse meshes.
@@ -71,7 +78,8 @@ class OrbitRecipe:
     Attributes:
         elevation_deg: Of all cameras.
         azimuth_deg: Where the ring starts, measured from the prop's front.
-        stretch: (3, 3) applied to the prop before it is scaled to the unit sphere.
+        deformation: (4, 4) projective map of the prop in its unit sphere: planes stay planes, so that it is exact for
+            coarse meshes too; None: as it is.
         scale: Radius of its bounding sphere after that, at most 1.
         ambient: Share of light without direction.
         sun: Share of a far light.
@@ -81,7 +89,7 @@ class OrbitRecipe:
 
     elevation_deg: float
     azimuth_deg: float = 0.0
-    stretch: NDArray[np.float64] | None = None
+    deformation: NDArray[np.float64] | None = None
     scale: float = 1.0
     ambient: float = 1.0
     sun: float = 0.0
@@ -89,10 +97,17 @@ class OrbitRecipe:
     sun_direction: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
     def applied(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """(3, 3) the prop is multiplied by, for its points (P, 3): stretched, then scaled to its size."""
-        stretch = np.eye(3) if self.stretch is None else self.stretch
-        scaled: NDArray[np.float64] = stretch * (self.scale / np.linalg.norm(points @ stretch.T, axis=1).max())
-        return scaled
+        """(4, 4) from the prop to the world, for its points (P, 3): deformed, centred and scaled to its size."""
+        if self.deformation is None:
+            return np.diag([*[self.scale / np.linalg.norm(points, axis=1).max()] * 3, 1.0])
+        homogeneous = points @ self.deformation[:, :3].T + self.deformation[:, 3]
+        deformed = homogeneous[:, :3] / homogeneous[:, 3:]
+        centre = (deformed.max(axis=0) + deformed.min(axis=0)) / 2
+        framed = np.eye(4)
+        framed[:3, 3] = -centre
+        framed[:3] *= self.scale / np.linalg.norm(deformed - centre, axis=1).max()
+        applied: NDArray[np.float64] = framed @ self.deformation
+        return applied
 
 
 def held_out_recipe(prop_id: str, index: int) -> OrbitRecipe:
@@ -113,12 +128,34 @@ def training_recipe(prop_id: str, index: int) -> OrbitRecipe:
     elevation = rng.uniform(0, MAX_ELEVATION_DEG)
     # Half of the rings keep a camera exactly at the front, where most pictures are taken from.
     azimuth = 0.0 if rng.random() < 0.5 else rng.uniform(0, 360 / DEFAULT_VIEWS)
-    stretch = np.diag(np.exp(rng.uniform(-0.25, 0.25, 3))) if rng.random() < 0.75 else None
+    deformation = _deformation(rng) if rng.random() < 0.85 else None
     scale = rng.uniform(0.82, 1.0) if rng.random() < 0.4 else 1.0
     if rng.random() < 0.4:
-        return OrbitRecipe(elevation, azimuth, stretch, scale)
+        return OrbitRecipe(elevation, azimuth, deformation, scale)
     ambient, sun, headlight = rng.uniform(0.35, 0.8), rng.uniform(0.1, 0.6), rng.uniform(0, 0.35)
-    return OrbitRecipe(elevation, azimuth, stretch, scale, ambient, sun, headlight, _sun(rng))
+    return OrbitRecipe(elevation, azimuth, deformation, scale, ambient, sun, headlight, _sun(rng))
+
+
+def recipe_of(prop_id: str, split: Split, index: int, draw: int = 0) -> OrbitRecipe:
+    """Orbit `index` of a prop; training props look different in every draw."""
+    if split == "train":
+        return training_recipe(prop_id, index + DRAW_STRIDE * draw)
+    return held_out_recipe(prop_id, index)
+
+
+def _deformation(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Tapered, leant and stretched at random: a few thousand props are learnt by heart otherwise.
+
+    Most props are symmetric, so what would skew their left against their right is rare and small.
+    """
+    deformation = np.eye(4)
+    # Narrower above or below, before or behind, left or right: the bottom row divides.
+    deformation[3, :3] = rng.uniform(-1, 1, 3) * (0.15, 0.2, 0.25) * (rng.random(3) < (0.15, 0.4, 0.6))
+    lean = np.eye(4)
+    lean[1, 2] = rng.normal(0, 0.12) * (rng.random() < 0.5)
+    lean[0, 1:3] = rng.normal(0, 0.08, 2) * (rng.random() < 0.2)
+    stretch = np.diag([*np.exp(rng.uniform(-0.35, 0.35, 3)), 1.0])
+    return stretch @ lean @ deformation
 
 
 class OrbitRenderer:
@@ -180,13 +217,13 @@ class OrbitRenderer:
         return array, picture, points, faces, 0.5 if part.alpha else -1.0
 
     def _orbit(self, parts: list[Any], points: NDArray[np.float32], recipe: OrbitRecipe) -> NDArray[np.uint8]:
-        stretch = recipe.applied(points)
+        deformation = recipe.applied(points)
         program, side = self._program, self.size * SUPERSAMPLING
         self._target.use()
         self._target.viewport = (0, 0, 4 * side, 4 * side)
         self._target.clear(0, 0, 0, 0)
         self._gl.enable(self._depth_test)
-        program["stretch"].write(stretch.T.astype("f4").tobytes())
+        program["deformation"].write(deformation.T.astype("f4").tobytes())
         program["sun"].value = recipe.sun_direction
         program["shares"].value = (recipe.ambient, recipe.sun, recipe.headlight)
         for k in range(DEFAULT_VIEWS):

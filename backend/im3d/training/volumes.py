@@ -19,7 +19,7 @@ from im3d.packs import Pack
 from im3d.training.batches import Changes
 from im3d.training.grids import GridSet
 from im3d.training.orbits import OrbitSet
-from im3d.training.render import held_out_recipe, training_recipe
+from im3d.training.render import recipe_of
 
 DEPTH_SAMPLES = 2
 _CHUNK = 128
@@ -58,9 +58,9 @@ class OrbitVolumes:
         self._cells = torch.from_numpy(np.asarray(grids.cells)).to(device)
         self._grid = torch.tensor([row[name] for name in orbits.prop.tolist()], device=device)
         self._half = torch.from_numpy(grids.half_size).to(device)
-        azimuth, stretch = _frames(orbits, packs, workers)
+        azimuth, to_prop = _frames(orbits, packs, workers)
         self._azimuth = torch.from_numpy(azimuth).to(device)
-        self._stretch = torch.from_numpy(stretch).to(device)
+        self._to_prop = torch.from_numpy(to_prop).to(device)
         self._elevation = torch.from_numpy(orbits.elevation_deg).to(device)
 
     def at(self, changes: Changes, size: int, depths: int, generator: torch.Generator) -> VolumeTargets:
@@ -82,15 +82,17 @@ class OrbitVolumes:
         azimuth = self._azimuth[rows] + changes.start * (360 / DEFAULT_VIEWS)
         axes = camera_axes(torch.deg2rad(azimuth), torch.deg2rad(self._elevation[rows]))
         grid = self._grid[rows]
-        # Camera → world → the prop before it was stretched → its grid's box.
-        to_grid = axes.mT / (self._stretch[rows] * self._half[grid])[:, :, None]
+        # Camera → world → the prop before it was deformed → its grid's box, in homogeneous coordinates.
+        to_grid = torch.cat([self._to_prop[rows][:, :, :3] @ axes.mT, self._to_prop[rows][:, :, 3:]], dim=2)
+        to_grid[:, :3] /= self._half[grid][:, :, None]
         to_grid[:, :, 0] = torch.where(mirrored[:, None], -to_grid[:, :, 0], to_grid[:, :, 0])
         n = self._cells.shape[1]
-        place = torch.matmul(to_grid, camera.flatten(1))
+        place = torch.matmul(to_grid[:, :, :3], camera.flatten(1)) + to_grid[:, :, 3:]
+        place, scale = place[:, :3], place[:, 3:]
         # Most of a camera's cells lie outside the box and need no look-up.
-        inside = (place.abs().amax(dim=1) < 1).flatten().nonzero().squeeze(1)
+        inside = (place.abs().amax(dim=1) < scale[:, 0]).flatten().nonzero().squeeze(1)
         orbit, point = inside // place.shape[2], inside % place.shape[2]
-        index = ((place[orbit, :, point] + 1) * (n / 2)).long().clamp_max(n - 1)
+        index = ((place[orbit, :, point] / scale[orbit, :, point] + 1) * (n / 2)).long().clamp_max(n - 1)
         flat = ((grid[orbit] * n + index[:, 2]) * n + index[:, 1]) * n + index[:, 0]
         found = torch.zeros(len(rows) * place.shape[2], 4, dtype=torch.uint8, device=device)
         found[inside] = self._cells.view(-1, 4)[flat]
@@ -99,17 +101,17 @@ class OrbitVolumes:
         occupancy = occupied[..., 0].unflatten(2, (2, -1)).any(dim=3).flatten(1, 2).float()
         weight = occupied.sum(dim=2).float()
         pairs = (found[..., :3].float() * occupied).sum(dim=2) / 255
-        color = changes.recolored((pairs / weight.clamp_min(1)).permute(0, 4, 1, 2, 3)).clamp_max(1)
+        color = changes.recolored((pairs / weight.clamp_min(1)).permute(0, 4, 1, 2, 3)).clamp(0, 1)
         return VolumeTargets(occupancy, color, weight.permute(0, 4, 1, 2, 3) / (2 * DEPTH_SAMPLES))
 
 
 def _frames(
     orbits: OrbitSet, packs: Sequence[Path], workers: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """For every orbit the azimuth of its first view (N,) in degrees and how the prop was stretched (N, 3)."""
+    """For every orbit the azimuth of its first view (N,) in degrees, and (N, 4, 4) from the world to the prop."""
     runs = _runs(orbits.prop.tolist())
     paths = {path.name: path for path in packs}
-    chunks = [(paths, runs[i : i + _CHUNK]) for i in range(0, len(runs), _CHUNK)]
+    chunks = [(paths, orbits.draw, runs[i : i + _CHUNK]) for i in range(0, len(runs), _CHUNK)]
     if workers == 1:
         made = [_frames_of(chunk) for chunk in chunks]
     else:
@@ -118,19 +120,21 @@ def _frames(
     return np.concatenate([m[0] for m in made]), np.concatenate([m[1] for m in made])
 
 
-def _frames_of(chunk: tuple[dict[str, Path], list[tuple[str, int]]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    paths, runs = chunk
+def _frames_of(
+    chunk: tuple[dict[str, Path], int, list[tuple[str, int]]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    paths, draw, runs = chunk
     opened = {name: Pack.open(paths[name]) for name in {run[0].split("/", 1)[0] for run in runs}}
-    azimuth, stretch = [], []
+    azimuth, to_prop = [], []
     for name, count in runs:
         pack, prop_id = name.split("/", 1)
         prop = opened[pack][prop_id]
         points = np.concatenate(prop.world_vertices())
         for i in range(count):
-            recipe = (training_recipe if prop.split == "train" else held_out_recipe)(prop_id, i)
+            recipe = recipe_of(prop_id, prop.split, i, draw)
             azimuth.append(recipe.azimuth_deg)
-            stretch.append(np.diag(recipe.applied(points)))
-    return np.array(azimuth, np.float32), np.array(stretch, np.float32)
+            to_prop.append(np.linalg.inv(recipe.applied(points)))
+    return np.array(azimuth, np.float32), np.array(to_prop, np.float32)
 
 
 def _runs(names: Sequence[str]) -> list[tuple[str, int]]:
