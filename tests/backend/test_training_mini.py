@@ -77,9 +77,9 @@ def test_augmentations_differ() -> None:
     changes = batches.draw(400, torch.Generator().manual_seed(0), 0).changes
     assert changes.mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
     assert (changes.start == 0).float().mean() == pytest.approx(FRONT_SHARE + (1 - FRONT_SHARE) / 16, abs=0.1)
-    assert len(changes.mix[:, 0, 0].unique()) == 400
-    # Grey stays grey under a change of saturation, whatever the channels' order.
+    # What becomes of white: brightness and tint, whatever saturation and the channels' order are.
     sums = changes.mix.sum(dim=2)
+    assert len(sums[:, 0].unique()) > 390
     assert (sums.max(dim=1).values / sums.min(dim=1).values).max() <= 1.15 / 0.85 + 1e-5
 
 
