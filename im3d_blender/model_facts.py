@@ -14,8 +14,7 @@ from typing import Any
 
 FACTS = Path(__file__).resolve().parent.parent / "backend" / "im3d" / "models.toml"
 # The models of each generator that needs any.
-NEEDS = {"sv3d_p": "sv3d_p", "sv3d_u": "sv3d_u"}
-OWN_LICENCE = "Apache-2.0"
+NEEDS = {"sv3d_p": "sv3d_p", "sv3d_u": "sv3d_u", "mini": "mini"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class ModelFacts:
         licence_url: Its text.
         commercial: "yes", "no" or "conditions".
         gated: Whether the hub asks for a login and consent.
-        page: At the hub.
-        installed: Whether its files are recorded in the backend's home.
+        page: At the hub; "" for a model that comes with the backend.
+        installed: Whether its files are recorded in the backend's home, or came with the backend.
     """
 
     name: str
@@ -61,9 +60,7 @@ def read_models(home: Path, facts: Path = FACTS) -> list[ModelFacts]:
 def licence_of(generator: str, models: list[ModelFacts]) -> str:
     """The licence that goes with what a generator made; "" when it is the user's own matter (brought views)."""
     needed = next((m for m in models if m.name == NEEDS.get(generator, "")), None)
-    if needed is not None:
-        return needed.licence
-    return OWN_LICENCE if generator == "mini" else ""
+    return needed.licence if needed is not None else ""
 
 
 def _model(home: Path, name: str, entry: dict[str, Any]) -> ModelFacts:
@@ -71,14 +68,14 @@ def _model(home: Path, name: str, entry: dict[str, Any]) -> ModelFacts:
         name=name,
         title=str(entry["title"]),
         purpose=str(entry["purpose"]),
-        size=f"{entry['bytes'] / 1e9:.1f} GB",
+        size=f"{entry['bytes'] / 1e9:.1f} GB" if entry["bytes"] > 1e9 else f"{entry['bytes'] / 1e6:.0f} MB",
         vram_gb=float(entry["vram_gb"]),
         licence=str(entry["licence"]),
         licence_url=str(entry["licence_url"]),
         commercial=str(entry["commercial"]),
         gated=bool(entry["gated"]),
-        page=f"https://huggingface.co/{entry['repository']}",
-        installed=_is_installed(home / "models" / name),
+        page=f"https://huggingface.co/{entry['repository']}" if "repository" in entry else "",
+        installed=bool(entry.get("shipped")) or _is_installed(home / "models" / name),
     )
 
 

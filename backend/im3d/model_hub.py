@@ -27,6 +27,7 @@ from im3d.models import (
     human_size,
     installed,
     record_installation,
+    require,
     require_licence,
     sha256_of,
 )
@@ -71,6 +72,8 @@ def download(name: str, progress: Progress = silent) -> Path:
     folder = installed(name)
     if folder is not None:
         return folder
+    if model.shipped:
+        require(name)
     require_licence(model)
     if _offline():
         raise ModelError(
@@ -103,6 +106,8 @@ def install_local(name: str, source: Path, progress: Progress = silent) -> Path:
         DiskError: The disk is full.
     """
     model = find_model(name)
+    if model.shipped:
+        raise InputError(f"{name} comes with im3d.", "Other weights of it go into the models folder as they are.")
     require_licence(model)
     found = _local_files(model, source)
     known = _hub_hashes(model) if any(path not in model.sha256 for path in found) else {}

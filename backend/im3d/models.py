@@ -25,6 +25,7 @@ from im3d.storage import make_folder, write_json
 
 HUB_PAGE = "https://huggingface.co"
 RECORD = "installed.json"
+SHIPPED = Path(__file__).parent / "weights"
 LICENCES = "licences.json"
 _HASH_CHUNK = 16 << 20
 
@@ -40,8 +41,6 @@ class Model:
     name: str
     title: str
     purpose: Literal["orbit", "image", "mask", "loss"]
-    repository: str
-    revision: str
     files: tuple[str, ...]
     bytes: int
     licence: str
@@ -49,8 +48,12 @@ class Model:
     commercial: Literal["yes", "no", "conditions"]
     gated: bool
     vram_gb: float
+    repository: str = ""
+    revision: str = ""
+    shipped: bool = False
     sha256: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    attribution: tuple[str, ...] = ()
     variant: str | None = None
 
     @property
@@ -60,13 +63,13 @@ class Model:
 
     @property
     def page(self) -> str:
-        """The model's page at the hub, where a gated model's terms are accepted."""
-        return f"{HUB_PAGE}/{self.repository}"
+        """The model's page at the hub, where a gated model's terms are accepted; "" for a shipped one."""
+        return f"{HUB_PAGE}/{self.repository}" if self.repository else ""
 
     @property
     def folder(self) -> Path:
         """Where it is or would be installed."""
-        return models_folder() / self.name
+        return SHIPPED / self.name if self.shipped else models_folder() / self.name
 
     def wants(self, path: str) -> bool:
         """Whether a file of the repository belongs to the installation."""
@@ -96,7 +99,10 @@ def models() -> dict[str, Model]:
     """All models of models.toml by name, in its order."""
     text = importlib.resources.files("im3d").joinpath("models.toml").read_text(encoding="utf-8")
     return {
-        name: Model(name, **{**entry, "files": tuple(entry["files"])}) for name, entry in tomllib.loads(text).items()
+        name: Model(
+            name, **{**entry, "files": tuple(entry["files"]), "attribution": tuple(entry.get("attribution", ()))}
+        )
+        for name, entry in tomllib.loads(text).items()
     }
 
 
@@ -114,7 +120,10 @@ def find_model(name: str) -> Model:
 
 def installed(name: str) -> Path | None:
     """The folder of an installed model, or None. Looks at names and sizes only; `verify` reads the files."""
-    folder = find_model(name).folder
+    model = find_model(name)
+    folder = model.folder
+    if model.shipped:
+        return folder if all((folder / file).is_file() for file in model.files) else None
     files = installed_files(folder)
     complete = files and all((folder / f.path).is_file() and (folder / f.path).stat().st_size == f.bytes for f in files)
     return folder if complete else None
@@ -130,6 +139,8 @@ def require(name: str) -> Path:
     if folder is not None:
         return folder
     model = find_model(name)
+    if model.shipped:
+        raise ModelError(f"The weights of {name}, which come with im3d, are missing.", "Install im3d again.")
     consent = f" Its terms are accepted at {model.page}." if model.gated else ""
     raise ModelError(
         f"The model {name} ({model.title}) is not installed.",
@@ -168,17 +179,19 @@ def verify(name: str, progress: Progress = silent) -> list[str]:
         ModelError: The model is not installed at all.
     """
     model = find_model(name)
-    files = installed_files(model.folder)
-    if not files:
+    hashes = {file.path: file.sha256 for file in installed_files(model.folder)}
+    if model.shipped:
+        hashes = model.sha256
+    elif not hashes:
         require(name)
     problems = []
-    for number, file in enumerate(files, start=1):
-        path = model.folder / file.path
+    for number, (file_name, digest) in enumerate(hashes.items(), start=1):
+        path = model.folder / file_name
         if not path.is_file():
-            problems.append(f"{file.path} is missing.")
-        elif sha256_of(path) != file.sha256:
-            problems.append(f"{file.path} differs from what was installed.")
-        progress(number, len(files))
+            problems.append(f"{file_name} is missing.")
+        elif sha256_of(path) != digest:
+            problems.append(f"{file_name} differs from what was installed.")
+        progress(number, len(hashes))
     return problems
 
 
@@ -201,7 +214,7 @@ def licence_text(model: Model) -> str:
     """What the user is shown before accepting: a few lines."""
     use = {"yes": "allowed", "no": "not allowed", "conditions": "allowed under conditions"}[model.commercial]
     lines = [
-        f"{model.title} ({model.repository}, {model.size})",
+        f"{model.title} ({model.repository or 'comes with im3d'}, {model.size})",
         f"  licence:        {model.licence}",
         f"  text:           {model.licence_url}",
         f"  commercial use: {use}",
@@ -210,13 +223,16 @@ def licence_text(model: Model) -> str:
         lines.append(f"  note:           {model.note}")
     if model.gated:
         lines.append(f"  gated:          log in and accept the terms at {model.page}")
+    if model.attribution:
+        lines.append("  made from:")
+        lines += [f"    {line}" for line in model.attribution]
     return "\n".join(lines)
 
 
 def licence_accepted(name: str) -> bool:
-    """Whether the model's licence, as models.toml names it, was accepted on this machine."""
-    entry = _accepted().get(name, {})
-    return entry.get("licence") == find_model(name).licence
+    """Whether the model's licence, as models.toml names it, was accepted on this machine; a shipped one needs none."""
+    model = find_model(name)
+    return model.shipped or _accepted().get(name, {}).get("licence") == model.licence
 
 
 def accept_licence(name: str) -> None:

@@ -172,6 +172,19 @@ class Sv3dSettings:
 
 
 @dataclass(frozen=True)
+class MiniSettings:
+    """The orbit drawn by our own small generator.
+
+    Attributes:
+        views: K: 16, or only 8 or 4 of the ring, which the paper's Table 3 compares.
+        steps: Denoising steps of the first orbit, one evaluation of the network each.
+    """
+
+    views: int = 16
+    steps: int = 4
+
+
+@dataclass(frozen=True)
 class Settings:
     """All sections."""
 
@@ -181,6 +194,7 @@ class Settings:
     refine: RefineSettings = field(default_factory=RefineSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
     sv3d: Sv3dSettings = field(default_factory=Sv3dSettings)
+    mini: MiniSettings = field(default_factory=MiniSettings)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Nested dictionaries of plain values."""

@@ -84,8 +84,7 @@ class Stages:
             return FilesGenerator(Path(request.views), request.elevation_deg, segment=self.segment)
         if request.generator == "files":
             raise InputError("The generator 'files' needs --views.", "Give --views, or another generator.")
-        settings = self.settings.sv3d
-        return build_generator(self.choice.name, settings, self.device, request.elevation_deg, self.segment)
+        return build_generator(self.choice.name, self.settings, self.device, request.elevation_deg, self.segment)
 
     @functools.cached_property
     def choice(self) -> Choice:

@@ -160,7 +160,7 @@ class TestModels:
     def test_the_licence_of_what_was_made(self, tmp_path: Path) -> None:
         facts = read_models(tmp_path)
         assert "sv3d-nc-community" in licence_of("sv3d_p", facts)
-        assert licence_of("mini", facts) == "Apache-2.0"
+        assert licence_of("mini", facts) == models()["mini"].licence
         assert licence_of("files", facts) == ""
 
 

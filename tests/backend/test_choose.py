@@ -15,7 +15,7 @@ from im3d.generators import mini
 from im3d.generators.choose import build_generator, choose_generator
 from im3d.models import find_model
 from im3d.paths import models_folder
-from im3d.settings import Sv3dSettings
+from im3d.settings import Settings, Sv3dSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -106,12 +106,12 @@ def test_jobs_with_given_views_do_not_wait_for_diffusers() -> None:
 
 
 def test_settings_reach_sv3d() -> None:
-    settings = Sv3dSettings(views=16, size=512, steps=7)
+    settings = Settings(sv3d=Sv3dSettings(views=16, size=512, steps=7))
     generator = build_generator("sv3d_p", settings, CPU, 30.0, None)
     assert (generator.name, generator.size, len(generator.orbit)) == ("sv3d_p", 512, 16)
     assert generator.orbit.elevation_deg == 30
     assert generator.can_refine
     with pytest.raises(InputError, match="0 steps"):
-        build_generator("sv3d_u", Sv3dSettings(steps=0), CPU, None, None)
+        build_generator("sv3d_u", Settings(sv3d=Sv3dSettings(steps=0)), CPU, None, None)
     install("mini")
     assert build_generator("mini", settings, CPU, None, None).size == 128

@@ -24,7 +24,7 @@ from im3d.generators.sv3d_weights import UNET, load_networks, unet_name
 from im3d.images import OrbitViews
 from im3d.orbit import Orbit
 from im3d.progress import silent
-from im3d.settings import Sv3dSettings
+from im3d.settings import Settings, Sv3dSettings
 from im3d.training.finetune import WEIGHTS, Finetuner, FinetuneSettings, finetune, is_temporal
 from im3d.training.orbits import OrbitSet
 from im3d.training.train import Place
@@ -171,7 +171,9 @@ class TestRuns:
             with pytest.raises(ModelError, match="no fine-tuned weights"):
                 load_networks(checkpoints["sv3d_u"], SMALL_U, torch.float32, torch.float32, finetuned=path)
         with pytest.raises(InputError, match="does not exist"):
-            build_generator("sv3d_u", Sv3dSettings(finetuned=str(tmp_path / "gone")), torch.device("cpu"), None, None)
+            build_generator(
+                "sv3d_u", Settings(sv3d=Sv3dSettings(finetuned=str(tmp_path / "gone"))), torch.device("cpu"), None, None
+            )
         with pytest.raises(InputError, match="no state"):
             small(checkpoints).load(tmp_path)
 

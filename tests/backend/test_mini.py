@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import tiny_mini
 
-from im3d.errors import CancelledError, ModelError
+from im3d.errors import CancelledError, InputError, ModelError
 from im3d.generators import mini
 from im3d.generators.base import Subject
 from im3d.generators.mini import MiniGenerator, sample_orbit
@@ -18,6 +18,7 @@ from im3d.generators.mini_frustum import RADIUS, TAN, camera_axes, drawn
 from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
 from im3d.images import OrbitViews
 from im3d.orbit import DEFAULT_FOV_DEG, Cameras, focal_length, look_at_origin
+from im3d.progress import silent
 
 
 @pytest.fixture
@@ -183,6 +184,29 @@ def test_generator_makes_an_orbit_and_refines_it(weights: Path) -> None:
     wide = OrbitViews(views.rgba[:8], mini.Orbit.uniform(8, 10.0))
     with pytest.raises(ValueError, match="azimuths"):
         generator.refine(subject(), wide, 0.2, 2, 0, watch)
+
+
+@pytest.mark.parametrize("count", [8, 4])
+def test_fewer_views_are_some_of_the_ring(weights: Path, count: int) -> None:
+    generator = MiniGenerator(steps=1, views=count, weights=weights)
+    assert generator.orbit == mini.Orbit.uniform(count, None, generator.orbit.fov_deg, generator.orbit.radius)
+    model = generator._loaded()
+    given = to_model(torch.rand(1, 4, 32, 32))
+    chosen = torch.arange(0, 16, 16 // count)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.imagine(given, None, chosen).views, model.imagine(given).views[:, :: 16 // count]
+        )
+    views = generator.generate(subject(), 0, silent)
+    assert len(views.rgba) == count
+    assert generator.refine(subject(), views, 0.2, 2, 0, silent).orbit == views.orbit
+
+
+def test_settings_out_of_range_are_refused(weights: Path) -> None:
+    with pytest.raises(InputError, match=r"mini\.views cannot be 5"):
+        MiniGenerator(views=5, weights=weights)
+    with pytest.raises(InputError, match=r"mini\.steps cannot be 0"):
+        MiniGenerator(steps=0, weights=weights)
 
 
 def test_cancelling_stops_at_the_step(weights: Path) -> None:

@@ -53,9 +53,13 @@ def variants(ablation: Ablation | None, plan: Plan) -> list[Variant]:
             _set(plan, "no-mask", "without mask loss", *PAPER_LOSSES, "fit.mask=0"),
         ]
     if ablation == "frames":
+        if plan.source == "mini":
+            # The truth keeps its 16 views, so that every row is compared with the same.
+            return [_set(plan, f"{k}-frames", f"{k} views", f"mini.views={k}") for k in (16, 8, 4)]
         if plan.source not in GIVEN_VIEWS:
             raise InputError(
-                f"{plan.source} always makes the same number of views.", f"Use --source {' or '.join(GIVEN_VIEWS)}."
+                f"{plan.source} makes the views that it was trained with.",
+                f"Use --source {' or '.join(GIVEN_VIEWS)} or mini.",
             )
         return [Variant(f"{k}-frames", f"{k} views", dataclasses.replace(plan, views=k)) for k in (16, 8, 4)]
     if ablation == "representation":

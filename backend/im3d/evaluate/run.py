@@ -130,8 +130,10 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
     mesh, normals, surface = _mesh_renders(result, scale, truth.novel_cameras, instruments.blender)
 
     perceptual = instruments.perceptual
+    # A generator may draw fewer views; they begin with the same one and go round as far.
+    same = truth.views.rgba[:: max(1, plan.views // len(views.orbit))]
     row: Row = {
-        "views": compare_views(views.resized(plan.size).rgba, truth.views.rgba, perceptual),
+        "views": compare_views(views.resized(plan.size).rgba, same, perceptual),
         "splats": compare_views(splats, truth.novel, perceptual),
         "mesh": compare_views(mesh, truth.novel, perceptual),
         "surface": compare_surfaces(surface, (truth.vertices, truth.faces)),
@@ -156,7 +158,7 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
     kept = ("mesh_stats", "timings_s", "network_calls", "peak_memory_mb", "perceptual", "rasterizer", "generator")
     row |= {key: result.get(key) for key in kept}
     shown = list(STRIP_CAMERAS)
-    orbit_rows = [k * plan.views // 8 for k in STRIP_CAMERAS]
+    orbit_rows = [k * len(views.orbit) // 8 for k in STRIP_CAMERAS]
     write_strip(
         folder / "strip.png",
         {

@@ -16,7 +16,7 @@ from im3d.generators.base import Generator
 from im3d.generators.sv3d_memory import MODES, free_gigabytes
 from im3d.masks import Segment
 from im3d.models import find_model, installed, require
-from im3d.settings import Sv3dSettings
+from im3d.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ def choose_generator(wanted: str, device: torch.device, elevation_known: bool = 
 
 
 def build_generator(
-    name: str, settings: Sv3dSettings, device: torch.device, elevation_deg: float | None, segment: Segment | None
+    name: str, settings: Settings, device: torch.device, elevation_deg: float | None, segment: Segment | None
 ) -> Generator:
     """The generator of that name; its weights are read when it is first used.
 
     Args:
         name: As in `Choice`.
-        settings: SV3D's.
+        settings: Of the job; each generator reads its own section.
         device: Where to compute.
         elevation_deg: The elevation that the user gave.
         segment: A segmentation network for drawn views whose background is not plain.
@@ -87,21 +87,22 @@ def build_generator(
     if name == "mini":
         from im3d.generators.mini import MiniGenerator
 
-        return MiniGenerator(device)
+        return MiniGenerator(device, settings.mini.steps, settings.mini.views)
     from im3d.generators.sv3d import Sv3dGenerator
 
-    if settings.finetuned and not Path(settings.finetuned).is_file():
-        raise InputError(f"{settings.finetuned} does not exist.", "Correct sv3d.finetuned, or leave it out.")
+    sv3d = settings.sv3d
+    if sv3d.finetuned and not Path(sv3d.finetuned).is_file():
+        raise InputError(f"{sv3d.finetuned} does not exist.", "Correct sv3d.finetuned, or leave it out.")
     return Sv3dGenerator(
         "sv3d_p" if name == "sv3d_p" else "sv3d_u",
         device,
         elevation_deg,
-        views=settings.views,
-        size=settings.size,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        memory=settings.memory,
-        finetuned=Path(settings.finetuned) if settings.finetuned else None,
+        views=sv3d.views,
+        size=sv3d.size,
+        steps=sv3d.steps,
+        guidance=sv3d.guidance,
+        memory=sv3d.memory,
+        finetuned=Path(sv3d.finetuned) if sv3d.finetuned else None,
         segment=segment,
     )
 

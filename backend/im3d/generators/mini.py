@@ -11,24 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from im3d.errors import ModelError, OutOfMemoryError
+from im3d.errors import InputError, ModelError, OutOfMemoryError
 from im3d.generators.base import Subject
 from im3d.generators.mini_layers import channels_last
 from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
 from im3d.generators.sampling import karras_sigmas, noised, renoised, restart_sigmas
 from im3d.images import OrbitViews, premultiplied, resized
 from im3d.machine import fast_in_half
+from im3d.models import SHIPPED
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
 from im3d.paths import models_folder
 from im3d.progress import Progress, silent
+from im3d.settings import MiniSettings
 
 FloatArray = NDArray[np.float32]
 
 # The noise ladder at 64 pixels. It scales with the side of the pictures: averaging blocks of pixels halves the noise
 # with each halving of the side, so that a level hides the same content at any size.
 SIGMA_MIN, SIGMA_MAX = 0.05, 40.0
-DEFAULT_STEPS = 4
-SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights" / "mini"
+DEFAULT_STEPS = MiniSettings.steps
+SHIPPED_WEIGHTS = SHIPPED / "mini"
 
 
 class MiniGenerator:
@@ -37,8 +39,13 @@ class MiniGenerator:
     Args:
         device: Where to compute.
         steps: Denoising steps of the first orbit.
+        views: K, a divisor of the ring's 16 that is at least 4.
         weights: Folder with config.json and safetensors; by default the shipped ones, or else `mini` in the folder of
             installed models.
+
+    Raises:
+        InputError: Steps or views are out of range.
+        ModelError: The weights are not installed.
     """
 
     name = "mini"
@@ -47,14 +54,23 @@ class MiniGenerator:
     refine_noise = 0.5
 
     def __init__(
-        self, device: torch.device | str = "cpu", steps: int = DEFAULT_STEPS, weights: Path | None = None
+        self,
+        device: torch.device | str = "cpu",
+        steps: int = DEFAULT_STEPS,
+        views: int = MiniSettings.views,
+        weights: Path | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._steps = steps
         self._folder = weights or mini_weights()
         config = _config(self._folder)
-        self.size = int(config["sample_size"])
-        self.orbit = Orbit.uniform(int(config["views"]), None, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
+        self.size, ring = int(config["sample_size"]), int(config["views"])
+        if steps < 1:
+            raise InputError(f"mini.steps cannot be {steps}.", "Give 1 or more.")
+        if views < 4 or ring % views:
+            raise InputError(f"mini.views cannot be {views}.", f"mini draws {ring} views, or 8 or 4 of them.")
+        self._every = ring // views
+        self.orbit = Orbit.uniform(views, None, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
         self._model: VolumeDenoiser | None = None
 
@@ -104,6 +120,7 @@ class MiniGenerator:
                     elevation_deg=None if known is None else torch.tensor([known], device=self._device),
                     start=start,
                     noise=1.0 if noise is None else noise,
+                    every=self._every,
                     progress=counted,
                 )
         except torch.cuda.OutOfMemoryError as error:
@@ -138,6 +155,7 @@ def sample_orbit(
     elevation_deg: Tensor | None = None,
     start: Tensor | None = None,
     noise: float = 1.0,
+    every: int = 1,
     progress: Progress = silent,
 ) -> tuple[Tensor, Tensor]:
     """Orbits denoised in a few steps, each from fresh noise: from nothing, or from noised renders (paper 3.4).
@@ -153,6 +171,7 @@ def sample_orbit(
         elevation_deg: (B,) where it is known; None: as the network reads it from the input view.
         start: (B, K, 4, S, S) renders to restart from, premultiplied RGBA in [0, 1].
         noise: Share of the noise ladder to start at.
+        every: Only every so many-th view of the ring is drawn: K of them.
         progress: Told of each step, with a preview.
 
     Returns:
@@ -164,11 +183,12 @@ def sample_orbit(
     sigmas = karras_sigmas(steps, low, high) if noise == 1 else restart_sigmas(steps, noise, low, high)
     sigmas = sigmas.to(condition.device)
     given = to_model(condition)
-    imagined = model.imagine(given, elevation_deg)
+    drawn = torch.arange(0, int(model.config["views"]), every, device=given.device).expand(B, -1)
+    imagined = model.imagine(given, elevation_deg, drawn)
     elevation = imagined.shape.elevation_deg if elevation_deg is None else elevation_deg
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        denoised: Tensor = model(x, sigma.expand(B), given, elevation_deg, imagined).clamp(-1, 1)
+        denoised: Tensor = model(x, sigma.expand(B), given, elevation_deg, imagined, drawn).clamp(-1, 1)
         denoised[:, 0] = given
         return denoised
 
