@@ -11,6 +11,8 @@ import torch
 from splat_scenes import random_gaussians
 from torch import Tensor
 
+from im3d.bench.fit import random_vgg16
+from im3d.images import premultiplied
 from im3d.orbit import Cameras, Orbit
 from im3d.settings import FitSettings
 from im3d.splats import rasterize_cuda, rasterize_warp
@@ -19,6 +21,8 @@ from im3d.splats.gaussians import Gaussians
 from im3d.splats.losses import ms_ssim, ssim_target
 from im3d.splats.perceptual import load_perceptual
 from im3d.splats.render import Rasterizer, blending_weights, render
+from im3d.splats.view_losses import ViewLosses
+from im3d.splats.view_losses_cuda import CudaViewLosses
 
 FIELDS = ("means", "quats", "scales", "opacities", "colors")
 WITHOUT_GSPLAT, WITHOUT_WARP = rasterize_cuda.unavailable_reason(), rasterize_warp.unavailable_reason("cuda")
@@ -141,6 +145,34 @@ def test_losses_agree_with_the_cpu() -> None:
     mine, reference = load_perceptual(torch.device("cuda")), load_perceptual(torch.device("cpu"))
     distance = mine(x.cuda(), mine.features(y.cuda())).cpu()
     torch.testing.assert_close(distance, reference(x, reference.features(y)), rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_losses_of_a_fit_are_those_of_whole_pictures_in_full_precision(recorded: bool) -> None:
+    device = torch.device("cuda")
+    views = analytic.orbit_views(192, count=8)
+    rgba = torch.from_numpy(premultiplied(views.rgba)).to(device)
+    settings = FitSettings(rgb=1.0)
+    plain = ViewLosses(rgba, settings, random_vgg16(device))
+    fast = CudaViewLosses(rgba, settings, random_vgg16(device), recorded)
+    generator = torch.Generator(device).manual_seed(0)
+    for rows, background in (([0, 3, 5, 6], 1), ([7, 2, 1, 4], 0)):
+        noise = 0.1 * torch.rand(4, 3, 192, 192, generator=generator, device=device)
+        image = (plain.images[background][rows] + noise).clamp(0, 1)
+        alpha = (plain.alpha[rows] + noise[:, 0]).clamp(0, 1)
+        answers = []
+        for losses in (plain, fast):
+            leaves = image.clone().requires_grad_(), alpha.clone().requires_grad_()
+            total, parts = losses(*leaves, rows, background)
+            (2 * total).backward()
+            answers.append((total, parts, [leaf.grad for leaf in leaves]))
+        (expected, expected_parts, slopes), (total, parts, found) = answers
+        assert set(parts) == set(expected_parts)
+        for name, value in expected_parts.items():
+            torch.testing.assert_close(parts[name], value, rtol=2e-2, atol=1e-4)
+        torch.testing.assert_close(total, expected, rtol=2e-2, atol=1e-4)
+        torch.testing.assert_close(found[1], slopes[1])
+        assert torch.nn.functional.cosine_similarity(found[0].flatten(), slopes[0].flatten(), dim=0) > 0.98
 
 
 @each_rasterizer

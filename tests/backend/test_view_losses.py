@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import analytic
 import numpy as np
 import pytest
@@ -10,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from im3d import efficientnet
+from im3d.bench.fit import random_vgg16
 from im3d.images import premultiplied
 from im3d.settings import FitSettings
 from im3d.splats import perceptual, perceptual_cpu, view_losses
 from im3d.splats.losses import Box, ms_ssim, ssim_target
 from im3d.splats.view_losses import BACKGROUNDS, ViewLosses, object_boxes
+from im3d.splats.view_losses_cuda import CudaViewLosses
 
 SIZE = 192
 
@@ -111,9 +120,43 @@ def test_every_loss_is_taken_against_the_views_named() -> None:
     rgba = torch.from_numpy(premultiplied(views.rgba))
     losses = ViewLosses(rgba, FitSettings(rgb=1.0), perceptual.load_perceptual(torch.device("cpu")))
     rows = [3, 1]
-    right = losses(over(rgba, 1.0)[rows], rgba[rows][..., 3], rows, 1)
-    wrong = losses(over(rgba, 1.0)[[1, 3]], rgba[[1, 3]][..., 3], rows, 1)
+    total, right = losses(over(rgba, 1.0)[rows], rgba[rows][..., 3], rows, 1)
+    _, wrong = losses(over(rgba, 1.0)[[1, 3]], rgba[[1, 3]][..., 3], rows, 1)
     assert set(right) == {"mask", "rgb", "ms_ssim", "lpips"}
+    torch.testing.assert_close(total, sum(right.values()))
     for name, value in right.items():
         assert float(value) < 1e-4
         assert float(wrong[name]) > 1e-3
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
+def test_the_triton_kernel_computes_what_numba_does() -> None:
+    script = Path(__file__).with_name("triton_interpreter.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for differences in json.loads(done.stdout):
+        assert differences["value"] < 1e-5
+        assert differences["gradient"] < 1e-5
+
+
+def test_the_losses_of_a_gpu_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here on the processor and launched one by one; tests/backend/test_splats_cuda.py records them."""
+    monkeypatch.setattr(view_losses, "object_boxes", lambda alpha: None)
+    views = analytic.orbit_views(64, count=4)
+    rgba = torch.from_numpy(premultiplied(views.rgba))
+    settings, rows = FitSettings(rgb=1.0), [3, 1]
+    plain = ViewLosses(rgba, settings, random_vgg16(torch.device("cpu")))
+    fast = CudaViewLosses(rgba, settings, random_vgg16(torch.device("cpu")), recorded=False)
+    answers = []
+    for losses in (plain, fast):
+        image = over(rgba, 1.0)[[0, 2]].requires_grad_()
+        alpha = rgba[[0, 2]][..., 3].clone().requires_grad_()
+        total, parts = losses(image, alpha, rows, 1)
+        total.backward()
+        answers.append((parts, image.grad, alpha.grad))
+    (expected, image_gradient, alpha_gradient), (found, image_found, alpha_found) = answers
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=2e-2), name
+    torch.testing.assert_close(alpha_found, alpha_gradient)
+    assert torch.nn.functional.cosine_similarity(image_found.flatten(), image_gradient.flatten(), dim=0) > 0.98

@@ -26,7 +26,7 @@ from im3d.splats.perceptual import (
     lpips_weights,
 )
 from im3d.splats.render import Rasterizer, best_rasterizer, rasterizers, render
-from im3d.splats.view_losses import ViewLosses
+from im3d.splats.view_losses import ViewLosses, summed
 
 # Every so many-th view is held out to compare the quality of whole fits.
 HELD_OUT_EVERY = 4
@@ -187,17 +187,21 @@ class StockLosses(ViewLosses):
         for layer, source in zip(convolutions, mine, strict=True):
             layer.load_state_dict(source.state_dict())
 
-    def __call__(self, images: Tensor, alpha: Tensor, rows: list[int], background: int) -> dict[str, Tensor]:
+    def __call__(
+        self, images: Tensor, alpha: Tensor, rows: list[int], background: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         import pytorch_msssim
 
         weights, targets = self.settings, self.images[background][rows]
         similarity = pytorch_msssim.ms_ssim(images, targets, data_range=1)
         distance: Tensor = self._lpips(self._shrunk(images), self._shrunk(targets), normalize=True).mean()
-        return {
-            "mask": weights.mask * mask_loss(alpha, self.alpha[rows]),
-            "ms_ssim": weights.ms_ssim * (1 - similarity),
-            "lpips": weights.lpips * distance,
-        }
+        return summed(
+            {
+                "mask": weights.mask * mask_loss(alpha, self.alpha[rows]),
+                "ms_ssim": weights.ms_ssim * (1 - similarity),
+                "lpips": weights.lpips * distance,
+            }
+        )
 
 
 def random_vgg16(device: torch.device) -> Perceptual:

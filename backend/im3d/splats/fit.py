@@ -205,10 +205,8 @@ class SplatFit:
 
         rendered = render(self._activated(), self.cameras[rows], self.rasterizer, tilt=self.tilt)
         images = rendered.over(BACKGROUNDS[background]).permute(0, 3, 1, 2)
-        parts = self.losses(images, rendered.alpha, rows, background)
-        # Not as numbers: reading one makes the program wait for the GPU.
-        self._last_losses.update({name: value.detach() for name, value in parts.items()})
-        loss = torch.stack(list(parts.values())).sum()
+        loss, parts = self.losses(images, rendered.alpha, rows, background)
+        self._last_losses.update(parts)
         loss.backward()
         with torch.no_grad():
             self.statistics["gradient"] += (rendered.screen_gradients() * rendered.visible).sum(dim=0)
@@ -272,6 +270,10 @@ class SplatFit:
         }
 
     def _losses(self, rgba: Tensor) -> ViewLosses:
+        if rgba.device.type == "cuda":
+            from im3d.splats.view_losses_cuda import CudaViewLosses
+
+            return CudaViewLosses(rgba, self.settings, self.perceptual)
         return ViewLosses(rgba, self.settings, self.perceptual)
 
     def _preview(self) -> np.ndarray[Any, np.dtype[np.float32]]:

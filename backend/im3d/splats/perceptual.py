@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +95,7 @@ class Perceptual(nn.Module):
         super().__init__()
         self.name = name
         self.network = network.requires_grad_(False).eval()
+        self._dtype = torch.float32
         for i, weight in enumerate(weights):
             self.register_buffer(f"weight{i}", weight)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -100,7 +103,7 @@ class Perceptual(nn.Module):
 
     def features(self, images: Tensor) -> Features:
         """Unit-length features of (B, 3, S, S) images in [0, 1]."""
-        return Features([f / _length(f.square())[:, None] for f in self._maps(images)])
+        return Features([f / _length(f.square())[:, None] for f in (m.float() for m in self.maps(images))])
 
     def forward(self, images: Tensor, target: Features) -> Tensor:
         """Distance of (B, 3, S, S) images from their targets, mean over the batch.
@@ -108,33 +111,69 @@ class Perceptual(nn.Module):
         With f/|f| and t of unit length, Σ w·(f/|f| − t)² = Σ w·f²/|f|² − 2·Σ w·f·t/|f| + Σ w·t²: three sums over the
         channels instead of a normalised copy of every feature map.
         """
+        return self.summed(images, lambda i, mine: self._layer_distance(i, mine, target.layers[i]))
+
+    def summed(self, images: Tensor, layer_distance: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Σ over layers of a distance, which is given the layer's number and the images' features (B, C, H, W)."""
+        scale = float(images.shape[0] * images.shape[2] * images.shape[3]) if self._dtype == torch.float16 else 1.0
+        # A pixel's share of a mean is too small a gradient for half precision: it passes the network without it.
+        maps = self.maps(_with_gradient_times(images, 1 / scale))
+        total = images.new_zeros(())
+        for i, mine in enumerate(maps):
+            total = total + layer_distance(i, mine)
+        return _with_gradient_times(total, scale)
+
+    def _layer_distance(self, layer: int, mine: Tensor, cached: Tensor) -> Tensor:
         from im3d.splats import perceptual_cpu
 
-        total = images.new_zeros(())
-        for i, (mine, cached) in enumerate(zip(self._maps(images), target.layers, strict=True)):
-            weight = self.get_buffer(f"weight{i}")
-            packed = cached.dtype == torch.int16
-            if packed and mine.device.type == "cpu" and mine.dtype == torch.float32:
-                total = total + perceptual_cpu.layer_distance(mine, cached, weight, PACKED_UNIT, TINY, EPS)
-                continue
-            theirs = cached.to(mine.dtype) * PACKED_UNIT if packed else cached.to(mine.dtype)
-            weight = weight.view(1, -1, 1, 1)
-            squared = mine.square()
-            length = _length(squared)
-            energy = (weight * squared).sum(dim=1) / length.square()
-            shared = (weight * mine * theirs).sum(dim=1) / length
-            total = total + (energy - 2 * shared + (weight * theirs.square()).sum(dim=1)).mean()
-        return total
+        weight = self.get_buffer(f"weight{layer}")
+        packed = cached.dtype == torch.int16
+        if packed and mine.device.type == "cpu" and mine.dtype == torch.float32:
+            return perceptual_cpu.layer_distance(mine, cached, weight, PACKED_UNIT, TINY, EPS)
+        mine = mine.float()
+        theirs = cached.float() * PACKED_UNIT if packed else cached.float()
+        weight = weight.view(1, -1, 1, 1)
+        squared = mine.square()
+        length = _length(squared)
+        energy = (weight * squared).sum(dim=1) / length.square()
+        shared = (weight * mine * theirs).sum(dim=1) / length
+        return (energy - 2 * shared + (weight * theirs.square()).sum(dim=1)).mean()
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The network's feature maps of (B, 3, S, S) images in [0, 1]."""
         x = (images - self.get_buffer("mean")) / self.get_buffer("std")
-        maps: list[Tensor] = self.network(x.contiguous(memory_format=torch.channels_last))
+        maps: list[Tensor] = self.network(x.to(self._dtype, memory_format=torch.channels_last))
         return maps
+
+    def in_half(self) -> None:
+        """From now on VGG16 computes in float16, the distances still in float32.
+
+        In bfloat16 the gradients are off by a fifth; EfficientNet's, whose activations are clipped, suffer from both.
+        """
+        if isinstance(self.network, Vgg16):
+            self._dtype = torch.float16
+            self.network.to(self._dtype).to(memory_format=torch.channels_last)
 
 
 def _length(squared: Tensor) -> Tensor:
     """Length of each pixel's feature vector, from the squares (B, C, H, W): (B, H, W)."""
     return squared.sum(dim=1).clamp_min(TINY).sqrt() + EPS
+
+
+class _GradientTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0] * ctx.factor, None
+
+
+def _with_gradient_times(x: Tensor, factor: float) -> Tensor:
+    result: Tensor = _GradientTimes.apply(x, factor) if factor != 1 else x
+    return result
 
 
 class Vgg16(nn.Module):

@@ -70,7 +70,7 @@ def project(gaussians: Gaussians, cameras: Cameras, index: int = 0) -> Projected
 
 def project_views(gaussians: Gaussians, cameras: Cameras) -> Projected:
     """Projects the Gaussians into all C cameras at once, as `project` does into one."""
-    V = torch.from_numpy(cameras.viewmats).to(gaussians.device)
+    V = torch.from_numpy(cameras.viewmats).to(gaussians.device, non_blocking=True)
     R = V[:, :3, :3]
     f, size, shape = cameras.focal, cameras.size, (len(cameras), len(gaussians))
     turned = gaussians.means @ R.reshape(-1, 3).T

@@ -91,8 +91,9 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, colors: Tensor) -> tuple[T
     from gsplat import rasterization
 
     device = gaussians.device
-    viewmats = torch.from_numpy(cameras.viewmats).to(device)
-    K = torch.from_numpy(cameras.intrinsics).to(device).expand(len(cameras), 3, 3)
+    # Such small copies are taken before the call returns; waiting for them would wait for all that the GPU has to do.
+    viewmats = torch.from_numpy(cameras.viewmats).to(device, non_blocking=True)
+    K = torch.from_numpy(cameras.intrinsics).to(device, non_blocking=True).expand(len(cameras), 3, 3)
     image, alpha, info = rasterization(
         gaussians.means,
         gaussians.quats,

@@ -48,8 +48,10 @@ class ViewLosses:
         self._ssim: list[SsimTarget] = [ssim_target(i) for i in self.images] if settings.ms_ssim > 0 else []
         self._features = [self._features_of(i, perceptual) for i in self.images] if perceptual is not None else []
 
-    def __call__(self, images: Tensor, alpha: Tensor, rows: list[int], background: int) -> dict[str, Tensor]:
-        """The weighted losses by name.
+    def __call__(
+        self, images: Tensor, alpha: Tensor, rows: list[int], background: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the weighted losses, and each of them by name without its gradient.
 
         Args:
             images: (V, 3, S, S) renders over the background.
@@ -65,7 +67,7 @@ class ViewLosses:
             parts["ms_ssim"] = weights.ms_ssim * (1 - self.ms_ssim(images, rows, background))
         if self._features:
             parts["lpips"] = weights.lpips * self.distance(images, rows, background)
-        return parts
+        return summed(parts)
 
     def ms_ssim(self, images: Tensor, rows: list[int], background: int) -> Tensor:
         """MS-SSIM of (V, 3, S, S) renders, mean over views."""
@@ -104,6 +106,11 @@ class ViewLosses:
         """(B, 3, H, W) as the perceptual loss sees them."""
         factor = self.settings.lpips_shrink
         return F.avg_pool2d(images, factor) if factor > 1 else images
+
+
+def summed(parts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of losses, and each of them detached: as a number it would make the program wait for a GPU."""
+    return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
 
 def object_boxes(alpha: Tensor) -> list[Box]:

@@ -1,0 +1,160 @@
+"""The losses of the fit on a GPU: recorded once as a CUDA graph, with their gradients, and replayed every iteration.
+
+All shapes are fixed, so the few hundred kernels of an iteration need to be launched only once. VGG16 computes in
+float16; targets of both backgrounds lie in one array, from which the graph picks its rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from im3d.settings import FitSettings
+from im3d.splats import perceptual_cuda
+from im3d.splats.losses import SsimTarget, mask_loss, ms_ssim, rgb_loss, ssim_target
+from im3d.splats.perceptual import EPS, PACKED_UNIT, TINY, Features, Perceptual
+from im3d.splats.view_losses import ViewLosses, summed
+
+# Runs before a graph is recorded: libraries choose their kernels in the first ones.
+WARM_UP = 3
+
+
+class CudaViewLosses(ViewLosses):
+    """As `ViewLosses`, for tensors on a GPU and always the same number of views.
+
+    Args:
+        rgba: (K, S, S, 4) premultiplied views.
+        settings: Their weights.
+        perceptual: None when its weight is 0; VGG16 is turned to float16.
+        recorded: Whether the losses become a graph; otherwise every kernel is launched anew.
+    """
+
+    def __init__(
+        self, rgba: Tensor, settings: FitSettings, perceptual: Perceptual | None, recorded: bool = True
+    ) -> None:
+        if perceptual is not None:
+            perceptual.in_half()
+        super().__init__(rgba, settings, perceptual)
+        self._count = len(rgba)
+        self._targets = torch.cat(self.images)
+        self._target_ssim = ssim_target(self._targets) if settings.ms_ssim > 0 else None
+        self._target_features: list[Tensor] = []
+        if perceptual is not None:
+            self._target_features = _stacked([f for of_one in self._features for f in of_one])
+        self._features, self._ssim = [], []  # the same again
+        self._recorded = recorded
+        self._graph: _LossGraph | None = None
+
+    def __call__(
+        self, images: Tensor, alpha: Tensor, rows: list[int], background: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As of `ViewLosses`; the gradient of the sum alone is kept."""
+        wanted = torch.tensor([background * self._count + k for k in rows])
+        # Not waited for: the copy is taken before the call returns.
+        index = wanted.to(images.device, non_blocking=True)
+        if not self._recorded:
+            return summed(self.parts(images, alpha, index))
+        if self._graph is None:
+            self._graph = _LossGraph(self, images, alpha, index)
+        values = _Replayed.apply(images, alpha, index, self._graph)
+        names = self._graph.names
+        return values.sum(), dict(zip(names, values.detach(), strict=True))
+
+    def parts(self, images: Tensor, alpha: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The weighted losses by name, of renders (V, 3, S, S), coverages (V, S, S) and rows (V,) of the targets."""
+        weights, targets = self.settings, self._targets
+        parts = {"mask": weights.mask * mask_loss(alpha, self.alpha[index % self._count])}
+        if weights.rgb > 0:
+            parts["rgb"] = weights.rgb * rgb_loss(images, targets[index])
+        if self._target_ssim is not None:
+            parts["ms_ssim"] = weights.ms_ssim * (1 - ms_ssim(images, _picked(self._target_ssim, index)))
+        if self._target_features:
+            parts["lpips"] = weights.lpips * self._perceptual_distance(images, index)
+        return parts
+
+    def _perceptual_distance(self, images: Tensor, index: Tensor) -> Tensor:
+        assert self.perceptual is not None
+        shown = self._shrunk(images)
+        if not perceptual_cuda.available(images.device):
+            return self.perceptual(shown, Features([t[index].permute(0, 3, 1, 2) for t in self._target_features]))
+        perceptual, targets = self.perceptual, self._target_features
+
+        def distance(layer: int, mine: Tensor) -> Tensor:
+            weight = perceptual.get_buffer(f"weight{layer}")
+            return perceptual_cuda.layer_distance(mine, targets[layer], index, weight, PACKED_UNIT, TINY, EPS)
+
+        return perceptual.summed(shown, distance)
+
+
+class _LossGraph:
+    """The recorded losses, and what they read and write."""
+
+    def __init__(self, losses: CudaViewLosses, images: Tensor, alpha: Tensor, index: Tensor) -> None:
+        self._losses = losses
+        self._inputs = [x.detach().clone(memory_format=torch.contiguous_format) for x in (images, alpha, index)]
+        self.names: list[str] = []
+        self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        beside = torch.cuda.Stream(images.device)
+        beside.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(beside), torch.backends.cudnn.flags(benchmark=True):
+            for _ in range(WARM_UP):
+                self._computed()
+        torch.cuda.current_stream(images.device).wait_stream(beside)
+        try:
+            with torch.cuda.graph(self._graph):
+                self._values, self._gradients = self._computed()
+        except RuntimeError as error:
+            logging.getLogger(__name__).warning("The losses are not recorded as a CUDA graph: %s", error)
+            self._graph = None
+
+    def replayed(self, images: Tensor, alpha: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The losses in the order of `names`, and the gradients of their sum by images and coverages."""
+        for mine, given in zip(self._inputs, (images, alpha, index), strict=True):
+            mine.copy_(given)
+        if self._graph is None:
+            return self._computed()
+        self._graph.replay()
+        return self._values.clone(), [g.clone() for g in self._gradients]
+
+    def _computed(self) -> tuple[Tensor, list[Tensor]]:
+        images, alpha, index = self._inputs
+        images, alpha = images.detach().requires_grad_(), alpha.detach().requires_grad_()
+        with torch.enable_grad():
+            parts = self._losses.parts(images, alpha, index)
+            self.names = list(parts)
+            values = torch.stack(list(parts.values()))
+            gradients = torch.autograd.grad(values.sum(), (images, alpha))
+        return values.detach(), list(gradients)
+
+
+class _Replayed(torch.autograd.Function):
+    """Losses whose sum has a gradient; the parts alone have none."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, alpha: Tensor, index: Tensor, graph: _LossGraph) -> Tensor:
+        values, gradients = graph.replayed(images, alpha, index)
+        ctx.save_for_backward(*gradients)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        images, alpha = ctx.saved_tensors
+        scale = upstream[0][0]
+        return images * scale, alpha * scale, None, None
+
+
+def _stacked(features: list[Features]) -> list[Tensor]:
+    """Packed features of single pictures, a layer at a time as (K, H, W, C)."""
+    layers = []
+    for i in range(len(features[0].layers)):
+        layers.append(torch.cat([f.layers[i].permute(0, 2, 3, 1) for f in features]).contiguous())
+        for f in features:
+            f.layers[i] = f.layers[i][:0]  # two gigabytes of VGG16's need not be there twice
+    return layers
+
+
+def _picked(target: SsimTarget, index: Tensor) -> SsimTarget:
+    return SsimTarget(*([t.index_select(0, index) for t in p] for p in (target.images, target.means, target.variances)))
