@@ -205,7 +205,7 @@ class Vgg16(nn.Module):
                 x = F.max_pool2d(x, 2)
             assert isinstance(block, nn.ModuleList)
             for convolution in block:
-                x = F.relu(convolution(x))
+                x = F.relu(convolution(x), inplace=True)
             taps.append(x)
         return taps
 
