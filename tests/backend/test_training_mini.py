@@ -117,8 +117,13 @@ def test_recipes_repeat_and_stay_in_range() -> None:
         a, b = render.training_recipe("chair", i), render.training_recipe("chair", i)
         assert (a.elevation_deg, a.azimuth_deg, a.scale) == (b.elevation_deg, b.azimuth_deg, b.scale)
         assert 0 <= a.elevation_deg <= 45
-        assert 0.8 < a.scale <= 1
+        assert 0.7 <= a.scale <= 1.12
+        assert max(map(abs, a.offset)) <= 0.1
         assert np.linalg.norm(a.sun_direction) == pytest.approx(1)
+    placed = [
+        (r.scale, r.offset) == (1.0, (0.0, 0.0, 0.0)) for r in (render.training_recipe("c", i) for i in range(400))
+    ]
+    assert sum(placed) / 400 == pytest.approx(0.35, abs=0.08)
     assert render.held_out_recipe("chair", 0).azimuth_deg == 0
     assert len({render.training_recipe("chair", i).elevation_deg for i in range(50)}) == 50
 

@@ -130,9 +130,9 @@ def test_frames_follow_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     for inverse, recipe in zip(to_prop.astype(np.float64), recipes, strict=True):
         world = corners @ np.linalg.inv(inverse).T
         world = world[:, :3] / world[:, 3:]
-        # As large as asked, and about the origin.
-        assert np.linalg.norm(world, axis=1).max() == pytest.approx(recipe.scale, rel=1e-5)
-        np.testing.assert_allclose(world.max(axis=0) + world.min(axis=0), 0, atol=1e-6)
+        # As large as asked, and where it was asked for.
+        assert np.linalg.norm(world - recipe.offset, axis=1).max() == pytest.approx(recipe.scale, rel=1e-5)
+        np.testing.assert_allclose((world.max(axis=0) + world.min(axis=0)) / 2, recipe.offset, atol=1e-6)
         back = np.append(world, np.ones((8, 1)), axis=1) @ inverse.T
         np.testing.assert_allclose(back[:, :3] / back[:, 3:], corners[:, :3], atol=1e-6)
 

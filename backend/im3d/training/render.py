@@ -80,7 +80,8 @@ class OrbitRecipe:
         azimuth_deg: Where the ring starts, measured from the prop's front.
         deformation: (4, 4) projective map of the prop in its unit sphere: planes stay planes, so that it is exact for
             coarse meshes too; None: as it is.
-        scale: Radius of its bounding sphere after that, at most 1.
+        scale: Radius of its bounding sphere after that.
+        offset: (3,) where its centre is in the world.
         ambient: Share of light without direction.
         sun: Share of a far light.
         headlight: Share of a light at the camera.
@@ -91,22 +92,23 @@ class OrbitRecipe:
     azimuth_deg: float = 0.0
     deformation: NDArray[np.float64] | None = None
     scale: float = 1.0
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     ambient: float = 1.0
     sun: float = 0.0
     headlight: float = 0.0
     sun_direction: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
     def applied(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """(4, 4) from the prop to the world, for its points (P, 3): deformed, centred and scaled to its size."""
-        if self.deformation is None:
-            return np.diag([*[self.scale / np.linalg.norm(points, axis=1).max()] * 3, 1.0])
-        homogeneous = points @ self.deformation[:, :3].T + self.deformation[:, 3]
+        """(4, 4) from the prop to the world, for its points (P, 3): deformed, scaled to its size and placed."""
+        deformation = np.eye(4) if self.deformation is None else self.deformation
+        homogeneous = points @ deformation[:, :3].T + deformation[:, 3]
         deformed = homogeneous[:, :3] / homogeneous[:, 3:]
         centre = (deformed.max(axis=0) + deformed.min(axis=0)) / 2
         framed = np.eye(4)
         framed[:3, 3] = -centre
         framed[:3] *= self.scale / np.linalg.norm(deformed - centre, axis=1).max()
-        applied: NDArray[np.float64] = framed @ self.deformation
+        framed[:3, 3] += self.offset
+        applied: NDArray[np.float64] = framed @ deformation
         return applied
 
 
@@ -119,7 +121,8 @@ def held_out_recipe(prop_id: str, index: int) -> OrbitRecipe:
     elevation = rng.uniform(0, MAX_ELEVATION_DEG)
     if index % 2 == 0:
         return OrbitRecipe(elevation)
-    return OrbitRecipe(elevation, rng.uniform(0, 360), None, 1.0, 0.5, 0.4, 0.2, _sun(rng))
+    azimuth = rng.uniform(0, 360)
+    return OrbitRecipe(elevation, azimuth, ambient=0.5, sun=0.4, headlight=0.2, sun_direction=_sun(rng))
 
 
 def training_recipe(prop_id: str, index: int) -> OrbitRecipe:
@@ -129,11 +132,23 @@ def training_recipe(prop_id: str, index: int) -> OrbitRecipe:
     # Half of the rings keep a camera exactly at the front, where most pictures are taken from.
     azimuth = 0.0 if rng.random() < 0.5 else rng.uniform(0, 360 / DEFAULT_VIEWS)
     deformation = _deformation(rng) if rng.random() < 0.85 else None
-    scale = rng.uniform(0.82, 1.0) if rng.random() < 0.4 else 1.0
+    scale, offset = _place(rng)
     if rng.random() < 0.4:
-        return OrbitRecipe(elevation, azimuth, deformation, scale)
+        return OrbitRecipe(elevation, azimuth, deformation, scale, offset)
     ambient, sun, headlight = rng.uniform(0.35, 0.8), rng.uniform(0.1, 0.6), rng.uniform(0, 0.35)
-    return OrbitRecipe(elevation, azimuth, deformation, scale, ambient, sun, headlight, _sun(rng))
+    return OrbitRecipe(elevation, azimuth, deformation, scale, offset, ambient, sun, headlight, _sun(rng))
+
+
+def _place(rng: np.random.Generator) -> tuple[float, tuple[float, float, float]]:
+    """Size and place of a training prop.
+
+    A third fill their pictures exactly. People's pictures are cut out by what is seen in them (`im3d.framing`), so the
+    rest are larger, smaller and off the axis: else the elevation is read from the border, which then misleads.
+    """
+    if rng.random() < 0.35:
+        return 1.0, (0.0, 0.0, 0.0)
+    x, y, z = rng.uniform(-1, 1, 3) * (0.07, 0.07, 0.1)
+    return rng.uniform(0.7, 1.12), (float(x), float(y), float(z))
 
 
 def recipe_of(prop_id: str, split: Split, index: int, draw: int = 0) -> OrbitRecipe:
@@ -247,7 +262,7 @@ class OrbitRenderer:
 def _projection() -> NDArray[np.float64]:
     """Clip coordinates from OpenCV camera coordinates; y turns up, as OpenGL wants it."""
     f = 1 / math.tan(math.radians(DEFAULT_FOV_DEG) / 2)
-    near, far = RADIUS - 1.1, RADIUS + 1.1
+    near, far = RADIUS - 1.4, RADIUS + 1.4
     return np.array(
         [
             [f, 0, 0, 0],
