@@ -1,11 +1,13 @@
-# make demo   a textured object from the bundled example, saved as out/demo.blend with a rendered preview
+# make demo   a textured object from a picture, saved as out/demo.blend with a rendered preview;
+#             EXAMPLE=examples/football_table starts from an orbit of views instead
 # make test   lint, types and the whole test suite
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXAMPLE ?= examples/playhouse
+EXAMPLE ?= examples/cabinet.png
 OUT ?= out
+SOURCE = $(if $(wildcard $(EXAMPLE)/orbit.json),--views,--generator mini --device cpu --image)
 
 .PHONY: demo test test-blender lint zip repository setup clean
 
@@ -21,7 +23,7 @@ $(STAMP): pyproject.toml requirements.txt
 
 demo: $(STAMP)
 	rm -rf $(OUT)/demo
-	$(BIN)/im3d generate --views $(EXAMPLE) --out $(OUT)/demo --blend $(OUT)/demo.blend
+	$(BIN)/im3d generate $(SOURCE) $(EXAMPLE) --out $(OUT)/demo --blend $(OUT)/demo.blend
 	@echo "open $(OUT)/demo.blend in Blender; the preview is $(OUT)/demo/preview.png"
 
 lint: $(STAMP)

@@ -1,6 +1,7 @@
-"""Renders the example orbits from the pack of furniture: `python examples/make_examples.py furniture_780.npz.xz`.
+"""Renders the examples from the pack of furniture: `python examples/make_examples.py furniture_780.npz.xz`.
 
-Three CC0 props of the test split, which no generator was trained on, 16 views each, albedo without lights.
+CC0 props of the test split, which no generator was trained on, albedo without lights: orbits of 16 views, and single
+pictures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from im3d.evaluate.render import RenderJob, load_views, render_views
-from im3d.images import OrbitViews, write_views
+from im3d.images import OrbitViews, write_png, write_views
 from im3d.orbit import DEFAULT_FOV_DEG, Orbit
 from im3d.packs import Pack, split_of
 
@@ -20,6 +21,14 @@ EXAMPLES = {
     "football_table": ("BlendSwap-CC-0/blendswap-cc-0/table_football/table_football.obj", 25.0, 2.2),
     "yogurt_bottle": ("BlendSwap-CC-0/blendswap-cc-0/yogurtBottle/yogurtBottle.obj", 10.0, 2.0),
 }
+# Picture → id in the pack, seen from the front and a little from the side and above.
+PICTURES = {
+    "playhouse": "BlendSwap-CC-0/blendswap-cc-0/childHut/childHut.obj",
+    "cabinet": "BlendSwap-CC-0/blendswap-cc-0/televisionCabinet/televisionCabinet.obj",
+    "refrigerator": "BlendSwap-CC-0/blendswap-cc-0/refrigerator/refrigerator.obj",
+}
+PICTURE_SIZE = 512
+PICTURE_ANGLES_DEG = -35.0, 20.0
 
 
 def main() -> None:
@@ -40,6 +49,11 @@ def main() -> None:
         border = max(views.rgba[:, i, :, 3].max() for i in (0, -1)), max(views.rgba[:, :, i, 3].max() for i in (0, -1))
         assert max(border) < 0.01, f"{name} touches the border"
         write_views(args.out / name, views)
+    azimuth, elevation = PICTURE_ANGLES_DEG
+    camera = Orbit((azimuth, azimuth + 180), elevation, DEFAULT_FOV_DEG, 2.2).cameras(PICTURE_SIZE)[:1]
+    folders = render_views([RenderJob(props[id_], camera) for id_ in PICTURES.values()])
+    for name, folder in zip(PICTURES, folders, strict=True):
+        write_png(args.out / f"{name}.png", load_views(folder)[0])
 
 
 if __name__ == "__main__":

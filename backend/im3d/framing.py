@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from im3d.errors import InputError
 from im3d.images import FloatArray, bled, resized
 
-# Longest side of the subject over the side of the picture: SV3D and its successors were trained at about .9.
+# Longest side of the subject over the side of the picture: SV3D and its successors were trained at about .9. Other
+# generators say their own (`Generator.framing`).
 DEFAULT_RATIO = 0.9
 # Alpha from which a pixel counts for the bounding box: below lies the noise of soft masks.
 VISIBLE = 0.05

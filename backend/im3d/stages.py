@@ -185,9 +185,9 @@ class Stages:
             picture = read_image(self.job.folder / "input.png")
             mask = read_mask(Path(self.request.mask), picture.shape) if self.request.mask else None
             cut = isolate(picture, mask, self.segment)
-            size = self.generator.size
-            recenter = self.request.recenter
-            crop = centring_crop(cut.rgba[..., 3], size) if recenter else whole_picture(cut.rgba.shape, size)
+            size, alpha = self.generator.size, cut.rgba[..., 3]
+            centred = self.request.recenter
+            crop = centring_crop(alpha, size, self.generator.framing) if centred else whole_picture(alpha.shape, size)
             write_png(self.job.folder / "subject.png", crop.apply(cut.rgba))
             self.notes.update(mask=cut.method, crop=dataclasses.asdict(crop))
             self.warn(*cut.warnings)

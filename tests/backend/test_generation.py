@@ -237,7 +237,7 @@ def test_a_resumed_job_keeps_its_generator(tmp_path: Path, picture: Path, monkey
     loop_only(monkeypatch)
     job = new_job(tmp_path / "job", generator="auto", image=str(picture))
     with pytest.raises(CancelledError):
-        run(job, StopAt("orbit", 2))
+        run(job, StopAt("orbit", 1))
 
     def nobody_asks(*_: object) -> Choice:
         raise AssertionError("the choice was made before")
@@ -410,7 +410,7 @@ class TestRefusals:
 
 @pytest.mark.usefixtures("installed_models")
 def test_the_users_mask_is_taken_and_the_crop_is_kept(tmp_path: Path, picture: Path) -> None:
-    """The mask rules over the plain background; the subject fills nine tenths of its square, whose place is noted."""
+    """The mask rules over the plain background; the subject fills what suits the generator, and its place is noted."""
     alpha = np.zeros((96, 96), np.float32)
     alpha[30:60, 20:80] = 1
     write_png(tmp_path / "mask.png", np.dstack([alpha] * 3))
@@ -419,14 +419,14 @@ def test_the_users_mask_is_taken_and_the_crop_is_kept(tmp_path: Path, picture: P
     steps.load(silent)
     steps.make_subject(silent)
     assert steps.notes["mask"] == "mask file"
-    side = 60 / 0.9
+    side = 60 / steps.generator.framing
     crop = steps.notes["crop"]
     assert (crop["left"], crop["top"], crop["side"]) == pytest.approx((50 - side / 2, 45 - side / 2, side))
     assert crop["size"] == steps.generator.size
     subject = read_image(job.folder / "subject.png")
     rows, columns = np.nonzero(subject[..., 3] > 0.5)
     size = len(subject)
-    assert (np.ptp(columns) + 1) / size == pytest.approx(0.9, abs=1.5 / size)
+    assert (np.ptp(columns) + 1) / size == pytest.approx(steps.generator.framing, abs=1.5 / size)
     assert (columns.min() + columns.max() + 1) / 2 == pytest.approx(size / 2, abs=1)
     assert (rows.min() + rows.max() + 1) / 2 == pytest.approx(size / 2, abs=1)
 

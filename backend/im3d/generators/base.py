@@ -36,6 +36,7 @@ class Generator(Protocol):
         name: As on the command line, e.g. "mini".
         orbit: The cameras of the views it makes. `elevation_deg` is None when only the finished views tell it.
         size: Side of the views in pixels.
+        framing: Longest side of the subject over the side of the picture that suits it, for pictures that are cut out.
         input_frame: Index of the view that shows the subject.
         can_refine: Whether `refine` works; a generator of given views cannot.
         refine_noise: Share of the noise ladder that suits a refinement of this generator's views.
@@ -46,6 +47,7 @@ class Generator(Protocol):
     name: str
     orbit: Orbit
     size: int
+    framing: float
     input_frame: int
     can_refine: bool
     refine_noise: float

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from im3d.errors import InputError
-from im3d.framing import VISIBLE
+from im3d.framing import DEFAULT_RATIO, VISIBLE
 from im3d.generators.base import Subject
 from im3d.images import FORMATS, MAX_PIXELS, SUFFIXES, FloatArray, OrbitViews, as_rgba, opened, read_image, resized
 from im3d.masks import Method, Segment, has_alpha, isolate
@@ -67,6 +67,7 @@ class FilesGenerator:
     """
 
     name = "files"
+    framing = DEFAULT_RATIO
     input_frame = 0
     can_refine = False
     refine_noise = 0.0

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from im3d.errors import InputError
+from im3d.framing import DEFAULT_RATIO
 from im3d.generators.base import Subject
 from im3d.generators.sampling import Denoiser, dpm_solver_2m, guided, karras_sigmas, noised, restart_sigmas
 from im3d.generators.sv3d_memory import MemoryMode, choose_mode, out_of_memory_explained, placed
@@ -87,6 +88,7 @@ class Sv3dGenerator:
         finetuned: Temporal layers of `im3d train finetune`, laid over the checkpoint's.
     """
 
+    framing = DEFAULT_RATIO
     input_frame = 0
     can_refine = True
     # σ_r ≈ 3.9. The paper says ten steps and no level (3.4). Half of a DDPM schedule, where pictures are usually

@@ -99,16 +99,18 @@ class _LossGraph:
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         beside = torch.cuda.Stream(images.device)
         beside.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.cuda.stream(beside), torch.backends.cudnn.flags(benchmark=True):
-            for _ in range(WARM_UP):
-                self._computed()
-        torch.cuda.current_stream(images.device).wait_stream(beside)
-        try:
-            with torch.cuda.graph(self._graph):
-                self._values, self._gradients = self._computed()
-        except RuntimeError as error:
-            logging.getLogger(__name__).warning("The losses are not recorded as a CUDA graph: %s", error)
-            self._graph = None
+        # The same choice of kernels in both: one that is first loaded while a graph is recorded spoils it.
+        with torch.backends.cudnn.flags(benchmark=True):
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UP):
+                    self._computed()
+            torch.cuda.current_stream(images.device).wait_stream(beside)
+            try:
+                with torch.cuda.graph(self._graph):
+                    self._values, self._gradients = self._computed()
+            except RuntimeError as error:
+                logging.getLogger(__name__).warning("The losses are not recorded as a CUDA graph: %s", error)
+                self._graph = None
 
     def replayed(self, images: Tensor, alpha: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The losses in the order of `names`, and the gradients of their sum by images and coverages."""
