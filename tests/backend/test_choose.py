@@ -114,4 +114,4 @@ def test_settings_reach_sv3d() -> None:
     with pytest.raises(InputError, match="0 steps"):
         build_generator("sv3d_u", Settings(sv3d=Sv3dSettings(steps=0)), CPU, None, None)
     install("mini")
-    assert build_generator("mini", settings, CPU, None, None).size == 128
+    assert build_generator("mini", settings, CPU, None, None).size == 256

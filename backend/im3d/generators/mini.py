@@ -1,4 +1,8 @@
-"""`mini`: our own orbit generator. 16 RGBA views of 128 pixels and the elevation, from one picture, on any machine."""
+"""`mini`: our own orbit generator. 16 RGBA views and the elevation, from one picture, on any machine.
+
+The network's views have 128 pixels a side. They are handed on at twice that, because the input picture stays among them:
+what it shows sharply should be sharp on the object.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,8 @@ FloatArray = NDArray[np.float32]
 SIGMA_MIN, SIGMA_MAX = 0.05, 40.0
 DEFAULT_STEPS = MiniSettings.steps
 SHIPPED_WEIGHTS = SHIPPED / "mini"
+# Side of the views over that of the network's.
+ENLARGED = 2
 
 
 class MiniGenerator:
@@ -67,7 +73,8 @@ class MiniGenerator:
         self._steps = steps
         self._folder = weights or mini_weights()
         config = _config(self._folder)
-        self.size, ring = int(config["sample_size"]), int(config["views"])
+        self._network_size, ring = int(config["sample_size"]), int(config["views"])
+        self.size = ENLARGED * self._network_size
         if steps < 1:
             raise InputError(f"mini.steps cannot be {steps}.", "Give 1 or more.")
         if views < 4 or ring % views:
@@ -87,7 +94,7 @@ class MiniGenerator:
         """Renders of the splats, noised and denoised again; see `Generator.refine`. Their elevation is kept."""
         if renders.orbit.azimuths_deg != self.orbit.azimuths_deg:
             raise ValueError("the renders are not of this generator's azimuths")
-        return self._views(subject, renders.resized(self.size), noise, steps, seed, progress)
+        return self._views(subject, renders.resized(self._network_size), noise, steps, seed, progress)
 
     def release(self) -> None:
         """Frees the memory of the network; the next use reads it again."""
@@ -104,7 +111,7 @@ class MiniGenerator:
         seed: int,
         progress: Progress,
     ) -> OrbitViews:
-        picture = _at_size(subject.rgba, self.size)
+        picture = _at_size(subject.rgba, self._network_size)
         start = None if renders is None else _as_tensor(renders.rgba)[None].to(self._device)
         known = None if renders is None else renders.orbit.elevation_deg
         before = self.network_calls
@@ -130,11 +137,11 @@ class MiniGenerator:
             raise OutOfMemoryError(
                 "mini does not fit into the memory of the GPU.", "Close other programs that use it, or use the CPU."
             ) from error
-        rgba = _straight(views[0])
-        rgba[self.input_frame] = _at_size(picture, self.size)
         angle = float(elevation[0].clamp(-MAX_ELEVATION_DEG, MAX_ELEVATION_DEG)) if known is None else known
         orbit = Orbit(self.orbit.azimuths_deg, angle, self.orbit.fov_deg, self.orbit.radius)
-        return OrbitViews(rgba, orbit)
+        finished = OrbitViews(_straight(views[0]), orbit).resized(self.size)
+        finished.rgba[self.input_frame] = _at_size(subject.rgba, self.size)
+        return finished
 
     def _loaded(self) -> VolumeDenoiser:
         if self._model is None:
