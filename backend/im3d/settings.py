@@ -99,12 +99,15 @@ class TextureSettings:
         normal_map: Whether a tangent-space normal map of the full-resolution surface is baked too.
         polish: Rounds of back-projection that sharpen the blended views.
         polish_step: Share of the difference that each round gives back.
+        input_weight: How much more the picture that an orbit was made from counts than the views that a network made of
+            it: it alone is sharp, and true.
     """
 
     size: int = 1024
     normal_map: bool = True
     polish: int = 3
     polish_step: float = 0.7
+    input_weight: float = 20.0
 
 
 @dataclass(frozen=True)

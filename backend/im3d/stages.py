@@ -290,7 +290,9 @@ class Stages:
     def make_texture(self, progress: Progress) -> None:
         """Atlas, colours and normal map."""
         surface = Surface.load(self.job.work / "surface.npz")
-        textured = texture_surface(surface, self.gaussians, self.views, self.settings.texture, progress)
+        input_view = 0 if self.request.views is None else None  # an orbit begins with it
+        texture = self.settings.texture
+        textured = texture_surface(surface, self.gaussians, self.views, texture, progress, input_view)
         textured.save(self.job.work / "textured.npz")
 
     def export(self, progress: Progress) -> None:

@@ -114,6 +114,21 @@ class TestColors:
         psnr = -10 * np.log10(((baked - true)[known] ** 2).mean())
         assert psnr > 35
 
+    def test_the_input_picture_rules_where_it_looks(self, shape: TriangleMesh, atlas: UnwrappedMesh) -> None:
+        """The views that a network made show grey; only the first is a picture."""
+        texels = atlas_texels(atlas, shape.vertex_normals()[atlas.source], SIZE)
+        views = painted_views(shape)
+        views.rgba[1:, ..., :3] = 0.5
+        unknown = np.zeros((len(texels.positions), 3), np.float32)
+        toward = views.orbit.cameras(views.size).centres[0] - texels.positions
+        facing = np.einsum("tc,tc->t", toward, texels.normals) / np.linalg.norm(toward, axis=1) > 0.7
+        error = {}
+        for input_view in (None, 0):
+            settings = TextureSettings(size=SIZE)
+            texture, _ = bake_colors(atlas, texels, views, unknown, settings, input_view=input_view)
+            error[input_view] = np.abs(texture[texels.covered] - paint(texels.positions))[facing].mean()
+        assert error[0] < 0.25 * error[None]
+
     def test_no_texel_is_left_black(self, shape: TriangleMesh, atlas: UnwrappedMesh) -> None:
         texels = atlas_texels(atlas, shape.vertex_normals()[atlas.source], SIZE)
         points = shape.vertices[::7]

@@ -1,7 +1,7 @@
 """`mini`: our own orbit generator. 16 RGBA views and the elevation, from one picture, on any machine.
 
-The network's views have 128 pixels a side. They are handed on at twice that, because the input picture stays among them:
-what it shows sharply should be sharp on the object.
+The network's views have 128 pixels a side. They are handed on at twice that, because the input picture stays among
+them: what it shows sharply should be sharp on the object.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ def bake_colors(
     unseen: FloatArray,
     settings: TextureSettings,
     progress: Progress = silent,
+    input_view: int | None = None,
 ) -> tuple[FloatArray, float]:
     """The base colour texture.
 
@@ -86,6 +87,7 @@ def bake_colors(
         views: The pictures.
         unseen: (T, 3) colour of each texel where no view sees it.
         settings: See `TextureSettings`.
+        input_view: The view that is the picture which the others were made from; None: all are pictures.
 
     Returns:
         (size, size, 3) sRGB in [0, 1], every texel filled, and the share of the surface's texels that no view sees.
@@ -93,7 +95,10 @@ def bake_colors(
     cameras = views.orbit.cameras(views.size)
     sights = []
     for k in range(len(cameras)):
-        sights.append(_sight(mesh, texels, cameras, k, views.rgba[k, ..., 3]))
+        sight = _sight(mesh, texels, cameras, k, views.rgba[k, ..., 3])
+        if k == input_view:
+            sight.weight[:] *= settings.input_weight
+        sights.append(sight)
         progress(k + 1, len(cameras) + settings.polish + 1)
     total = np.sum([s.weight for s in sights], axis=0)
     colored = total > SEEN

@@ -133,8 +133,9 @@ def texture_surface(
     views: OrbitViews,
     settings: TextureSettings,
     progress: Progress = silent,
+    input_view: int | None = None,
 ) -> TexturedMesh:
-    """UV atlas, base colour and normal map of a surface."""
+    """UV atlas, base colour and normal map of a surface; `input_view` as `bake_colors` takes it."""
     unwrapped = unwrap(surface.mesh, settings.size)
     normals = surface.mesh.vertex_normals()[unwrapped.source]
     tangents = vertex_tangents(unwrapped, normals)
@@ -143,6 +144,6 @@ def texture_surface(
     cameras = views.orbit.cameras(views.size)
     seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
     guess = splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
-    base_color, unseen = bake_colors(unwrapped, texels, views, guess, settings, progress)
+    base_color, unseen = bake_colors(unwrapped, texels, views, guess, settings, progress, input_view)
     normal_map = bake_normals(unwrapped, texels, normals, tangents, surface.full) if settings.normal_map else None
     return TexturedMesh(unwrapped, normals, tangents, base_color, normal_map, unseen)
