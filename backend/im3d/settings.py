@@ -45,7 +45,7 @@ class FitSettings:
 
     iterations: int = 1200
     size: int = 256
-    ramp: float = 0.25
+    ramp: float = 0.7
     views_per_iteration: int = 0
     init: Literal["hull", "ball"] = "hull"
     points: int = 5000
@@ -227,12 +227,21 @@ GIVEN_VIEWS_CHANGES: dict[str, object] = {
     "fit.ramp": 0.0,
     "fit.views_per_iteration": 2,
 }
+# Their outlines are soft and disagree too. Cut or moved by each of them, thin parts fray.
+GENERATED_VIEWS_CHANGES: dict[str, object] = {
+    "mesh.blur": 2.0,
+    "mesh.slack": 2.0,
+    "mesh.virtual_slack": 2.0,
+    "mesh.outline_rounds": 0,
+}
 
 
 def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
     """The settings of a preset, for views that the user brings or for generated ones."""
     changes = dict(PRESET_CHANGES[preset])
-    if given_views and preset != "paper":
+    if not given_views:
+        changes |= GENERATED_VIEWS_CHANGES
+    elif preset != "paper":
         changes |= GIVEN_VIEWS_CHANGES
     settings = Settings()
     for name, value in changes.items():
