@@ -1,6 +1,6 @@
 """Makes the README's pictures from a finished job on given views: `python tools/readme_pictures.py JOB docs/images`.
 
-demo.png: four input views, the mesh from four cameras that were not in the input, Blender's preview.
+from_views.png: four input views, the mesh from four cameras that were not in the input, Blender's preview.
 routes.png: the paper's mesh route (marching cubes on the splats' density) beside ours, colours and normals.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
     ours = shaded(meshes[1], cameras, normals=False)
     pairs = [[inputs[2 * i], inputs[2 * i + 1], ours[2 * i], ours[2 * i + 1]] for i in range(2)]
     left = np.concatenate([np.concatenate(row, axis=1) for row in pairs], axis=0)
-    save(args.out / "demo.png", [[left, preview]])
+    save(args.out / "from_views.png", [[left, preview]])
     save(args.out / "routes.png", [
         [*shaded(mesh, cameras[:2], normals=False), *shaded(mesh, cameras[:2], normals=True)] for mesh in meshes
     ])  # fmt: skip
