@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from readme_pictures import save, shaded
 
+from im3d.evaluate.run import last_views
 from im3d.images import over, read_image, read_views, resized
 from im3d.mesh.build import build_surface, texture_surface
 from im3d.orbit import Cameras, look_at_origin
@@ -27,13 +28,13 @@ ELEVATION_DEG = 15.0
 
 def row(job: Path) -> list[NDArray[Any]]:
     """Tiles (TILE, …, 3) of one job."""
-    views, gaussians = read_views(job / "views"), load_ply(job / "splats.ply")
+    drawn, views, gaussians = read_views(job / "views"), last_views(job), load_ply(job / "splats.ply")
     settings = preset_settings("standard")
     viewmats = np.stack([look_at_origin(a, ELEVATION_DEG, views.orbit.radius) for a in SIDES_DEG])
     cameras = Cameras(viewmats, views.orbit.cameras(TILE).focal, TILE)
     surface = build_surface(gaussians, views, settings.mesh)
     mesh = texture_surface(surface, gaussians, views, settings.texture, input_view=0)
-    shown = [over(resized(view, TILE, TILE)) for view in views.rgba[2::4]]
+    shown = [over(resized(view, TILE, TILE)) for view in drawn.rgba[2::4]]
     preview = Image.open(job / "preview.png").convert("RGB").resize((TILE, TILE))
     return [over(resized(read_image(job / "subject.png"), TILE, TILE)), *shown, np.asarray(preview) / 255,
             *shaded(mesh, cameras, normals=False)]  # fmt: skip

@@ -280,6 +280,8 @@ class Stages:
         if "generator" in vars(self):  # a resumed job may never have needed it
             self.generator.release()
         save_ply(self.job.folder / "splats.ply", self.splat_fit.finished())
+        if self._refined_folder is not None:
+            write_views(self.job.folder / "refined", self.views)
         self.notes["perceptual"] = self.splat_fit.perceptual_name
         progress(1, 1)
 

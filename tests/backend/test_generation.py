@@ -261,7 +261,7 @@ def test_an_oracle_makes_the_loop_return_the_true_views(
     monkeypatch.setattr(stages, "build_generator", lambda *_: oracle)
     job = new_job(tmp_path / "job", "sv3d_p", image=str(picture), elevation_deg=truth.orbit.elevation_deg)
     assert run(job)["network_calls"] == 4 + 2 + 2
-    for folder in (job.folder / "views", job.work / "refine_1", job.work / "refine_2"):
+    for folder in (job.folder / "views", job.work / "refine_1", job.work / "refine_2", job.folder / "refined"):
         views = read_views(folder)
         assert views.orbit.azimuths_deg == truth.orbit.azimuths_deg
         assert views.orbit.elevation_deg == truth.orbit.elevation_deg

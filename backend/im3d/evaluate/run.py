@@ -123,7 +123,7 @@ def _finished_row(folder: Path, plan: Plan) -> Row | None:
 def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Instruments, elevation_deg: float) -> Row:
     truth = render_truth(item, elevation_deg, plan.views, plan.size, instruments.blender)
     result = run_product(source_arguments(plan, truth, folder), plan, folder, instruments.blender)
-    views = read_views(Path(result["job"]) / "views")
+    views = last_views(Path(result["job"]))
     scale = world_scale(views, truth)
     gaussians = _scaled(load_ply(Path(result["splats"])), scale)
     splats = draw(gaussians, truth.novel_cameras)
@@ -170,6 +170,12 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
         },
     )
     return row
+
+
+def last_views(job: Path) -> OrbitViews:
+    """The views that a finished job's splats were fitted to at the end: refined ones where there were rounds."""
+    refined = job / "refined"
+    return read_views(refined if (refined / "orbit.json").exists() else job / "views")
 
 
 def source_arguments(plan: Plan, truth: Truth, folder: Path) -> list[str]:
