@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXAMPLE ?= examples/cabinet.png
+EXAMPLE ?= examples/refrigerator.png
 OUT ?= out
 SOURCE = $(if $(wildcard $(EXAMPLE)/orbit.json),--views,--generator mini --device cpu --image)
 
