@@ -14,7 +14,7 @@ from torch import Tensor
 
 from im3d.settings import FitSettings
 from im3d.splats import perceptual_cuda
-from im3d.splats.losses import SsimTarget, mask_loss, ms_ssim, rgb_loss, ssim_target
+from im3d.splats.losses import SsimTarget, mask_loss, ms_ssim, rgb_loss
 from im3d.splats.perceptual import EPS, PACKED_UNIT, TINY, Features, Perceptual
 from im3d.splats.view_losses import ViewLosses, summed
 
@@ -40,7 +40,7 @@ class CudaViewLosses(ViewLosses):
         super().__init__(rgba, settings, perceptual)
         self._count = len(rgba)
         self._targets = torch.cat(self.images)
-        self._target_ssim = ssim_target(self._targets) if settings.ms_ssim > 0 else None
+        self._target_ssim = _joined(self._ssim) if self._ssim else None
         self._target_features: list[Tensor] = []
         if perceptual is not None:
             self._target_features = _stacked([f for of_one in self._features for f in of_one])
@@ -70,7 +70,7 @@ class CudaViewLosses(ViewLosses):
         if weights.rgb > 0:
             parts["rgb"] = weights.rgb * rgb_loss(images, targets[index])
         if self._target_ssim is not None:
-            parts["ms_ssim"] = weights.ms_ssim * (1 - ms_ssim(images, _picked(self._target_ssim, index)))
+            parts["ms_ssim"] = weights.ms_ssim * (1 - ms_ssim(images, self._target_ssim[index]))
         if self._target_features:
             parts["lpips"] = weights.lpips * self._perceptual_distance(images, index)
         return parts
@@ -99,7 +99,7 @@ class _LossGraph:
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         beside = torch.cuda.Stream(images.device)
         beside.wait_stream(torch.cuda.current_stream(images.device))
-        # The same choice of kernels in both: one that is first loaded while a graph is recorded spoils it.
+        # The same choice of kernels in both: one that is first loaded while a graph is recorded may spoil it.
         with torch.backends.cudnn.flags(benchmark=True):
             with torch.cuda.stream(beside):
                 for _ in range(WARM_UP):
@@ -158,5 +158,7 @@ def _stacked(features: list[Features]) -> list[Tensor]:
     return layers
 
 
-def _picked(target: SsimTarget, index: Tensor) -> SsimTarget:
-    return SsimTarget(*([t.index_select(0, index) for t in p] for p in (target.images, target.means, target.variances)))
+def _joined(targets: list[SsimTarget]) -> SsimTarget:
+    """The targets of all backgrounds, one after another."""
+    parts = ([getattr(t, name) for t in targets] for name in ("images", "means", "variances"))
+    return SsimTarget(*([torch.cat(scale) for scale in zip(*part, strict=True)] for part in parts))

@@ -33,10 +33,10 @@ from im3d.generators.mini_layers import Attention, ResidualBlock, channels_last
 from im3d.generators.mini_model import VolumeDenoiser, to_model
 from im3d.generators.mini_shape import ELEVATION_SPREAD_DEG, Shape
 from im3d.machine import fast_in_half
-from im3d.training.batches import Batch, Changes, OrbitBatches
+from im3d.training.batches import Batch, OrbitBatches
 from im3d.training.muon import Muon
 from im3d.training.orbits import OrbitSet
-from im3d.training.validate import Scores, validate
+from im3d.training.validate import Scores, occupancy_loss, validate
 from im3d.training.volumes import OrbitVolumes, VolumeTargets
 
 # σ at 64 pixels above which the noisy views tell next to nothing.
@@ -420,34 +420,6 @@ def train(
     if where.first:
         trainer.save(out)
     return _validated(trainer, held_out, volumes, out, log)
-
-
-@torch.no_grad()
-def occupancy_loss(
-    model: VolumeDenoiser, held_out: OrbitBatches, volumes: OrbitVolumes, limit: int, batch: int = 32
-) -> float:
-    """The cross entropy of occupancy, as while training but on held-out orbits: what is learnt by heart shows here.
-
-    Args:
-        model: The network.
-        held_out: The orbits.
-        volumes: Of all orbits.
-        limit: How many orbits, spread evenly over all; 0 takes all.
-        batch: Orbits at once.
-    """
-    device = held_out.rows.device
-    count = min(limit or len(held_out), len(held_out))
-    chosen = torch.linspace(0, len(held_out) - 1, count, device=device).round().long()
-    size, depths = int(model.config["sample_size"]), int(model.config["depths"])
-    generator = torch.Generator(device).manual_seed(0)
-    total = 0.0
-    for index in chosen.split(batch):
-        views, _ = held_out.take(index)
-        targets = volumes.at(Changes.none(held_out.rows[index]), size // 2, depths, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_half(device)):
-            logits = model.shape(to_model(views[:, 0])).logits
-        total += float(F.binary_cross_entropy_with_logits(logits, targets.occupancy)) * len(index)
-    return total / count
 
 
 def learning_rate(trainer: Trainer, started: float) -> float:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from im3d.generators.mini import DEFAULT_STEPS, sample_orbit
-from im3d.generators.mini_model import VolumeDenoiser
+from im3d.generators.mini_model import VolumeDenoiser, to_model
 from im3d.machine import fast_in_half
-from im3d.training.batches import OrbitBatches, pictures
+from im3d.training.batches import Changes, OrbitBatches, pictures
+from im3d.training.volumes import OrbitVolumes
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,34 @@ def validate(
         copy_psnr=float(copied.mean()),
         orbits=count,
     )
+
+
+@torch.no_grad()
+def occupancy_loss(
+    model: VolumeDenoiser, held_out: OrbitBatches, volumes: OrbitVolumes, limit: int, batch: int = 32
+) -> float:
+    """The cross entropy of occupancy, as while training but on held-out orbits: what is learnt by heart shows here.
+
+    Args:
+        model: The network.
+        held_out: The orbits.
+        volumes: Of all orbits.
+        limit: How many orbits, spread evenly over all; 0 takes all.
+        batch: Orbits at once.
+    """
+    device = held_out.rows.device
+    count = min(limit or len(held_out), len(held_out))
+    chosen = torch.linspace(0, len(held_out) - 1, count, device=device).round().long()
+    size, depths = int(model.config["sample_size"]), int(model.config["depths"])
+    generator = torch.Generator(device).manual_seed(0)
+    total = 0.0
+    for index in chosen.split(batch):
+        views, _ = held_out.take(index)
+        targets = volumes.at(Changes.none(held_out.rows[index]), size // 2, depths, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_half(device)):
+            logits = model.shape(to_model(views[:, 0])).logits
+        total += float(F.binary_cross_entropy_with_logits(logits, targets.occupancy)) * len(index)
+    return total / count
 
 
 def _compare(views: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
