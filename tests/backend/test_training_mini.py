@@ -22,12 +22,13 @@ from im3d.training.train import (
     LOSSES,
     Place,
     Trainer,
-    TrainSettings,
+    _mask_loss,
     initial_model,
     learning_rate,
     optimizers,
     train,
 )
+from im3d.training.train_settings import TrainSettings
 from im3d.training.validate import validate
 from im3d.training.volumes import VolumeTargets
 
@@ -156,7 +157,8 @@ def test_training_rows_hold_no_prop_of_another_split(tmp_path: Path) -> None:
 class AnyVolumes:
     """Random targets, for tests that do not look at them."""
 
-    def at(self, changes: Changes, size: int, depths: int, generator: torch.Generator) -> VolumeTargets:
+    def at(self, changes: Changes, size: int, depths: int) -> VolumeTargets:
+        generator = torch.Generator().manual_seed(int(changes.rows.sum()))
         shape = (len(changes.rows), depths, size, size)
         occupancy = (torch.rand(shape, generator=generator) > 0.8).float()
         weight = torch.ones(shape[0], 1, depths // 2, size, size)
@@ -199,7 +201,7 @@ def one_batch(views: int = 2) -> tuple[Batch, VolumeTargets]:
     batches = OrbitBatches(random_orbits(), np.arange(10), torch.device("cpu"), 32)
     generator = torch.Generator().manual_seed(0)
     batch = batches.draw(2, generator, views)
-    return batch, AnyVolumes().at(batch.changes, 16, 8, generator)
+    return batch, AnyVolumes().at(batch.changes, 16, 8)
 
 
 def test_each_loss_reaches_its_part_of_the_network() -> None:
@@ -211,6 +213,7 @@ def test_each_loss_reaches_its_part_of_the_network() -> None:
         (2, {"shape"}),
         (3, {"shape", "opacity"}),
         (4, {"shape", "opacity", "decoder", "condition_embedding"}),
+        (5, {"shape", "opacity", "decoder", "condition_embedding"}),
     ):
         for module in trainer.model.modules():  # what starts at zero would hide what lies before it
             for p in module.parameters(recurse=False):
@@ -220,6 +223,33 @@ def test_each_loss_reaches_its_part_of_the_network() -> None:
         trainer.losses(batch, targets, torch.Generator().manual_seed(0))[part].backward()
         reached = {n.split(".")[0] for n, p in trainer.model.named_parameters() if p.grad is not None and p.grad.any()}
         assert reached == names
+
+
+def test_the_mask_loss_is_one_minus_the_overlap() -> None:
+    target = torch.zeros(1, 2, 8, 8)
+    target[0, 0, :4], target[0, 1, :, :2] = 1, 1
+    moved = torch.zeros_like(target)
+    moved[0, 0, 2:6], moved[0, 1, :, :2] = 1, 1
+    assert _mask_loss(target, target) == 0
+    # A third of the first view's union is shared; the second is equal.
+    assert float(_mask_loss(moved, target)) == pytest.approx((2 / 3 + 0) / 2)
+    # What is undecided costs: half coverage of the right place is as bad as covering half of it.
+    assert float(_mask_loss(0.5 * target, target)) == pytest.approx(0.5)
+    assert _mask_loss(torch.zeros_like(target), torch.zeros_like(target)) <= 1  # empty views are no error
+
+
+def test_the_first_part_of_a_leg_trains_the_volume_alone(tmp_path: Path) -> None:
+    trainer = new_trainer(steps=4, volume_first=0.5)
+    asked: list[int] = []
+    losses = trainer.losses
+
+    def watched(batch: Batch, targets: VolumeTargets, generator: torch.Generator) -> torch.Tensor:
+        asked.append(batch.views.shape[1] - 1)
+        return losses(batch, targets, generator)
+
+    trainer.losses = watched  # type: ignore[method-assign]
+    train(trainer, random_orbits(), AnyVolumes(), tmp_path, 0.0)  # type: ignore[arg-type]
+    assert asked == [0, 0, 2, 2]
 
 
 def test_a_frozen_shape_stays() -> None:

@@ -1,4 +1,4 @@
-"""What mini's volumes are compared with: occupancy grids of props, seen from the cameras of rendered orbits."""
+"""What mini's volumes are compared with: grids of distances, seen from the cameras of rendered orbits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from im3d.orbit import look_at_origin
 from im3d.packs import Part, Prop
 from im3d.training import render, volumes
 from im3d.training.batches import Changes
-from im3d.training.grids import CELLS, GridSet, occupancy
+from im3d.training.grids import CELLS, DISTANCE_STEP, NEAR, SHEET_SWELL, SOLID_SWELL, GridSet, distance_grid, distances
 from im3d.training.orbits import OrbitSet
 from im3d.training.volumes import OrbitVolumes
 
@@ -38,15 +38,25 @@ def prop(*parts: Part) -> Prop:
 
 @pytest.mark.parametrize(("missing", "filled"), [((), True), (("below",), True), (("above",), False)])
 def test_what_no_camera_sees_is_filled(missing: tuple[str, ...], filled: bool) -> None:
-    grid, half = occupancy(prop(box(*missing)))
-    np.testing.assert_allclose(half, 0.5 * CELLS / (CELLS - 3), rtol=1e-6)
+    grid, half = distance_grid(prop(box(*missing)))
+    np.testing.assert_allclose(half, 0.5 + NEAR, rtol=1e-6)
     middle = CELLS // 2
-    assert (grid[middle, middle, middle, 3] == 255) == filled
-    assert not grid[0, ..., 3].any()
-    assert not grid[:, :, -1, 3].any()
-    # All of the front side is occupied: the product's front is -Y, the lowest row.
-    front = grid[8:-8, 1:3, 8:-8, 3].max(axis=1)
-    assert (front == 255).all()
+    distance = distances(grid)
+    assert (distance[middle, middle, middle] < 0) == filled
+    assert (distance[0] > 0).all()
+    assert (distance[:, :, -1] > 0).all()
+    # The front side, the product's -Y: distances are exact on both sides of it, but for the swelling.
+    y = ((np.arange(CELLS) + 0.5) * 2 / CELLS - 1) * half[1]
+    swell = SOLID_SWELL if filled else SHEET_SWELL
+    near = np.abs(y + 0.5) < NEAR - half[1] / CELLS
+    row, truth = distance[middle - 5, near, middle + 3], -0.5 - y[near]
+    if not filled:
+        truth = np.abs(truth)
+    assert len(truth) >= 3
+    # Sampled points lie a few thousandths apart, and a cell that the surface crosses counts as outside.
+    crossed = np.abs(truth) < half[1] / CELLS
+    np.testing.assert_allclose(row[~crossed], (truth - swell)[~crossed], atol=0.003 + DISTANCE_STEP)
+    assert (np.abs(row[crossed] + swell) < half[1] / CELLS + 0.004).all()
     np.testing.assert_array_equal(grid[middle, middle, middle, :3], [255, 0, 0])
 
 
@@ -58,11 +68,11 @@ def test_colours_come_from_textures_and_alpha_cuts_holes() -> None:
     wall = np.array([[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]], np.float32)
     uv = wall[:, :2] + 0.5
     part = Part(wall, np.array([[0, 1, 2], [0, 2, 3]], np.int32), uv, (1, 1, 1), data.getvalue(), True, 1.0)
-    grid, half = occupancy(prop(part))
-    assert half[1] < 0.01  # as thin as it is, and so are its cells
-    by_height = grid[..., 3].max(axis=(1, 2)) > 0
+    grid, half = distance_grid(prop(part))
+    assert half[1] == pytest.approx(NEAR)  # as thin as it is, and so are its cells
+    by_height = distances(grid).min(axis=(1, 2)) < 0
     assert not by_height[: CELLS // 2 - 1].any()
-    assert by_height[CELLS // 2 + 1 : -1].all()
+    assert by_height[CELLS // 2 + 2 : -4].all()
     np.testing.assert_array_equal(grid[-8, CELLS // 2, CELLS // 2, :3], [0, 0, 255])
 
 
@@ -84,29 +94,31 @@ def test_a_target_lies_where_the_camera_sees_it(start: int, mirrored: bool, monk
     moved = np.append(center, 1) @ deformation.T
     moved = moved[:3] / moved[3]
     where = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ deformation.T
-    cells[0, np.linalg.norm(where[..., :3] / where[..., 3:] - moved, axis=-1) < radius] = (200, 100, 50, 255)
+    depth_inside = radius - np.linalg.norm(where[..., :3] / where[..., 3:] - moved, axis=-1)
+    cells[0, ..., :3] = (200, 100, 50)
+    cells[0, ..., 3] = (128 + depth_inside / DISTANCE_STEP).round().clip(0, 255)
     orbits = OrbitSet(
         np.zeros((1, 16, 8, 8, 4), np.uint8), np.float32([elevation]), np.array(["train"]), np.array(["p"])
     )
     monkeypatch.setattr(
-        volumes, "_frames", lambda *a: (np.float32([azimuth]), np.linalg.inv(deformation)[None].astype(np.float32))
+        volumes, "frames", lambda *a: (np.float32([azimuth]), np.linalg.inv(deformation)[None].astype(np.float32))
     )
     grids = GridSet(cells, half[None].astype(np.float32), np.array(["p"]))
-    target = OrbitVolumes(grids, orbits, [], torch.device("cpu")).at(
-        changed(start, mirrored), 64, 32, torch.Generator().manual_seed(0)
-    )
+    target = OrbitVolumes(grids, orbits, [], torch.device("cpu")).at(changed(start, mirrored), 64, 32)
     camera = look_at_origin(azimuth + 22.5 * start, elevation, RADIUS)
     right, down, depth = (camera @ np.append(moved, 1))[:3]
     if mirrored:
         right = -right
-    d, row, column = (v.float().mean().item() + 0.5 for v in target.occupancy[0].nonzero(as_tuple=True))
+    filled = target.occupancy[0]
+    places = torch.meshgrid(*(torch.arange(n) + 0.5 for n in filled.shape), indexing="ij")
+    d, row, column = ((filled * p).sum().item() / filled.sum().item() for p in places)
     assert column == pytest.approx((right / depth / TAN + 1) * 32, abs=0.4)
     assert row == pytest.approx((down / depth / TAN + 1) * 32, abs=0.4)
     assert d == pytest.approx((depth - RADIUS + 1) * 16, abs=0.3)
-    # Cells that are touched count, so the ball comes out a little large.
-    volume = target.occupancy.sum().item() * (depth * TAN / 32) ** 2 / 16
-    assert 0.95 < volume / (4 / 3 * np.pi * radius**3) < 1.6
-    found = target.color[0][:, target.weight[0, 0] > 0]
+    # Of a cell's two depths the fuller counts, so the ball comes out a little large.
+    volume = filled.sum().item() * (depth * TAN / 32) ** 2 / 16
+    assert 0.95 < volume / (4 / 3 * np.pi * radius**3) < 1.5
+    found = target.color[0][:, target.weight[0, 0] > 0.01]
     torch.testing.assert_close(found, (torch.tensor([200, 100, 50]) / 255)[:, None].expand_as(found))
     assert target.weight.max() <= 1
 
@@ -121,7 +133,7 @@ def test_frames_follow_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(volumes.Pack, "open", lambda path: FakePack())
     names = np.array(["a.npz/p", "a.npz/p", "a.npz/q"])
     orbits = OrbitSet(np.zeros((3, 16, 8, 8, 4), np.uint8), np.zeros(3, np.float32), np.array(["train"] * 3), names, 2)
-    azimuth, to_prop = volumes._frames(orbits, [Path("a.npz")])
+    azimuth, to_prop = volumes.frames(orbits, [Path("a.npz")])
     recipes = [render.recipe_of("p", "train", 0, 2), render.recipe_of("p", "train", 1, 2)]
     recipes.append(render.recipe_of("q", "train", 0, 2))
     assert recipes[0] != render.recipe_of("p", "train", 0)  # another draw

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d.generators.mini_model import VolumeDenoiser
 from im3d.training.batches import Batch, Changes
-from im3d.training.train import Place, Trainer, TrainSettings
+from im3d.training.train import Place, Trainer
+from im3d.training.train_settings import TrainSettings
 from im3d.training.volumes import VolumeTargets
 
 

@@ -14,13 +14,16 @@ from typing import Any, get_type_hints
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from im3d.training.finetune import FinetuneSettings
-    from im3d.training.train import TrainSettings
+    from im3d.training.train_settings import TrainSettings
 
     kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     mini = kinds.add_parser("mini", help="our own generator, from packs of props")
     _add_data_options(mini, render_size=128)
     mini.add_argument("--init", type=Path, metavar="FOLDER", help="start from exported weights")
     mini.add_argument("--test", action="store_true", help="score the test split afterwards")
+    mini.add_argument(
+        "--redraw", action="store_true", help="render further draws while training (the cache needs room for two)"
+    )
     mini.add_argument("--model", default="{}", metavar="JSON", help="the network's sizes, where they differ")
     _add_settings(mini, TrainSettings)
 
@@ -69,21 +72,24 @@ def run(args: argparse.Namespace) -> int:
 
 def _rendered(args: argparse.Namespace, where: Any) -> Any:
     """The orbits of the packs; the first process renders, the others find the finished file."""
-    import torch
     import torch.distributed as dist
 
-    from im3d.training.orbits import render_packs
-
-    def rendered() -> Any:
-        devices = max(1, torch.cuda.device_count())
-        return render_packs(
-            args.pack, args.cache, args.render_size, args.orbits, args.workers, devices, args.limit, args.draw
-        )
-
-    orbits = rendered() if where.first else None
+    request = _draw_request(args)
+    orbits = request.rendered() if where.first else None
     if where.world > 1:
         dist.barrier()
-    return orbits or rendered()
+    return orbits or request.rendered()
+
+
+def _draw_request(args: argparse.Namespace) -> Any:
+    import torch
+
+    from im3d.training.draws import DrawRequest
+
+    devices = max(1, torch.cuda.device_count())
+    return DrawRequest(
+        args.pack, args.cache, args.render_size, args.orbits, args.workers, devices, args.limit, args.draw
+    )
 
 
 def _grids(args: argparse.Namespace, where: Any) -> Any:
@@ -116,11 +122,16 @@ def _finetune(args: argparse.Namespace, where: Any, started: float) -> None:
 def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     import json
 
+    from im3d.errors import InputError
     from im3d.training.batches import OrbitBatches
-    from im3d.training.train import Trainer, TrainSettings, initial_model, train
+    from im3d.training.draws import Redrawing
+    from im3d.training.train import Trainer, initial_model, train
+    from im3d.training.train_settings import TrainSettings
     from im3d.training.validate import validate
     from im3d.training.volumes import OrbitVolumes
 
+    if args.redraw and where.world > 1:
+        raise InputError("Further draws are rendered for one process alone.", "Leave --redraw out.")
     orbits = _rendered(args, where)
     volumes = OrbitVolumes(_grids(args, where), orbits, args.pack, where.device, args.workers)
     settings = _settings(TrainSettings, args)
@@ -130,7 +141,9 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     trainer.orbits_seen = seen
     if args.resume:
         trainer.load(args.out)
-    train(trainer, orbits, volumes, args.out, started)
+    train(
+        trainer, orbits, volumes, args.out, started, redrawing=Redrawing(_draw_request(args)) if args.redraw else None
+    )
     if args.test and where.first:
         batches = OrbitBatches(orbits, orbits.rows("test"), where.device, model.config["sample_size"])
         for steps in (1, 2, 4, 8) if len(batches) else ():

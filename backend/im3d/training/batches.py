@@ -89,9 +89,21 @@ class OrbitBatches:
         self._views: Tensor | None = None
         if device.type != "cpu":
             self._views = torch.empty((len(rows), *orbits.views.shape[1:]), dtype=torch.uint8, device=device)
-            for i in range(0, len(rows), _UPLOAD_ROWS):
-                chunk = orbits.views[rows[i : i + _UPLOAD_ROWS]]
-                self._views[i : i + len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk)).to(device)
+            self._upload(self._views, orbits, rows)
+
+    def redrawn(self, orbits: OrbitSet) -> None:
+        """From now on these are the orbits of another draw of the same props."""
+        rows = self.rows.cpu().numpy()
+        self._stored = orbits.views
+        self._elevation.copy_(torch.from_numpy(orbits.elevation_deg[rows]))
+        if self._views is not None:
+            self._upload(self._views, orbits, rows)
+
+    @staticmethod
+    def _upload(views: Tensor, orbits: OrbitSet, rows: NDArray[np.int64]) -> None:
+        for i in range(0, len(rows), _UPLOAD_ROWS):
+            chunk = orbits.views[rows[i : i + _UPLOAD_ROWS]]
+            views[i : i + len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk)).to(views.device)
 
     def __len__(self) -> int:
         return len(self.rows)

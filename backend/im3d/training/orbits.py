@@ -117,6 +117,14 @@ def open_orbits(index: Path) -> OrbitSet:
     return OrbitSet(np.memmap(index.with_suffix(".u8"), np.uint8, "r", shape=shape), elevation, split, prop, draw)
 
 
+def delete_orbits(orbits: OrbitSet) -> None:
+    """Deletes the files of rendered orbits; where they are mapped they can be read until that ends (not on Windows)."""
+    filename = getattr(orbits.views, "filename", None)
+    if filename is not None:
+        for path in (Path(filename), Path(filename).with_suffix(".npz")):
+            path.unlink(missing_ok=True)
+
+
 def orbits_per_prop(props: Sequence[int], orbits: int) -> list[int]:
     """How many orbits each training prop of each pack gets.
 

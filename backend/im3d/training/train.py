@@ -34,8 +34,10 @@ from im3d.generators.mini_model import VolumeDenoiser, to_model
 from im3d.generators.mini_shape import ELEVATION_SPREAD_DEG, Shape
 from im3d.machine import fast_in_half
 from im3d.training.batches import Batch, OrbitBatches
+from im3d.training.draws import Redrawing
 from im3d.training.muon import Muon
 from im3d.training.orbits import OrbitSet
+from im3d.training.train_settings import TrainSettings
 from im3d.training.validate import Scores, occupancy_loss, validate
 from im3d.training.volumes import OrbitVolumes, VolumeTargets
 
@@ -44,65 +46,7 @@ BLIND_FROM = 6.0
 # Sampled in one step, as shipped, and in a few, which tells how well lower noise is denoised.
 VALIDATION_STEPS = (1, 4)
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How one leg of training goes.
-
-    Attributes:
-        batch: Orbits in each step, over all GPUs.
-        steps: Stop at this step, counted from the start of all training; 0: no limit.
-        minutes: Stop after that long, counted from the start of the leg; 0: no limit.
-        learning_rate: Of AdamW and Muon, after the warm-up.
-        warmup: Steps over which the learning rate rises, counted from fresh weights or `--init`; a resume goes on.
-        decay: Last share of the leg (by steps or minutes, whichever is further) over which it falls to 2 %.
-        weight_decay: Of both.
-        muon: Whether the blocks' weights are trained by Muon; the rest, or all, by AdamW.
-        ema: Largest decay of the averaged weights.
-        drawn_views: Views of each orbit that are drawn, denoised and compared; 0: only the volume is trained.
-        frozen_shape: Only the decoder and how opaque cells are is trained.
-        volume_weight: Weight of the cross entropy of the cells' occupancy.
-        color_weight: Weight of the error of the occupied cells' colours.
-        coarse_weight: Weight of the squared error of the drawn views.
-        elevation_weight: Weight of the squared elevation error, in units of the elevations' spread.
-        elevation_jitter: Standard deviation in degrees of the error with which the elevation is told when views are
-            drawn: it will be used with the network's own estimates.
-        noise_mean: Mean of ln σ at 64 pixels; ln(size/64) is added.
-        noise_spread: Standard deviation of ln σ.
-        blind: Share of the orbits whose σ is drawn from the ladder's upper end, where next to nothing of the views is
-            seen.
-        compile: Whether the repeated blocks are compiled.
-        validate_minutes: Minutes between validations, which save the state too; 0: only at the end.
-        validate_orbits: Orbits compared in each.
-        seed: Of everything random.
-    """
-
-    batch: int = 64
-    steps: int = 0
-    minutes: float = 0.0
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    decay: float = 0.0
-    weight_decay: float = 0.05
-    muon: bool = False
-    ema: float = 0.998
-    drawn_views: int = 3
-    frozen_shape: bool = False
-    volume_weight: float = 10.0
-    color_weight: float = 1.0
-    coarse_weight: float = 1.0
-    elevation_weight: float = 0.05
-    elevation_jitter: float = 2.0
-    noise_mean: float = 0.0
-    noise_spread: float = 1.5
-    blind: float = 0.4
-    compile: bool = False
-    validate_minutes: float = 0.0
-    validate_orbits: int = 64
-    seed: int = 0
-
-
-LOSSES = ("occupancy", "color", "elevation", "drawn", "denoised")
+LOSSES = ("occupancy", "color", "elevation", "drawn", "denoised", "mask")
 
 
 @dataclass(frozen=True)
@@ -181,7 +125,7 @@ class Trainer:
                 self.network,
                 device_ids=[where.device.index] if where.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                find_unused_parameters=settings.drawn_views == 0,
+                find_unused_parameters=settings.drawn_views == 0 or settings.volume_first > 0,
             )
 
     def train_step(self, batch: Batch, targets: VolumeTargets, generator: torch.Generator, rate: float) -> Tensor:
@@ -194,14 +138,14 @@ class Trainer:
             rate: Learning rate.
 
         Returns:
-            (5,): the losses in the order of `LOSSES`, not weighted.
+            (6,): the losses in the order of `LOSSES`, not weighted.
         """
         s = self.settings
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         losses = self.losses(batch, targets, generator)
-        weights = (s.volume_weight, s.color_weight, s.elevation_weight, s.coarse_weight, 1.0)
+        weights = (s.volume_weight, s.color_weight, s.elevation_weight, s.coarse_weight, 1.0, s.mask_weight)
         (losses * torch.tensor(weights, device=losses.device)).sum().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -213,7 +157,7 @@ class Trainer:
         return losses.detach()
 
     def losses(self, batch: Batch, targets: VolumeTargets, generator: torch.Generator) -> Tensor:
-        """(5,) in the order of `LOSSES`. The first view is given, so it does not count."""
+        """(6,) in the order of `LOSSES`. The first view is given, so it does not count."""
         s, device = self.settings, batch.views.device
         told = batch.elevation + s.elevation_jitter * torch.randn(
             len(batch.elevation), generator=generator, device=device
@@ -224,17 +168,19 @@ class Trainer:
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_half(device)):
             shape, drawn, denoised = self.network(
-                to_model(batch.views[:, 0]), told, batch.index[:, 1:], noisy if s.drawn_views else None, sigma
+                to_model(batch.views[:, 0]), told, batch.index[:, 1:], noisy if clean.shape[1] else None, sigma
             )
         parts = [*_shape_losses(shape, targets, batch.elevation)]
         if drawn is None:
-            parts += [torch.zeros((), device=device)] * 2
+            parts += [torch.zeros((), device=device)] * 3
         else:
             sd = self.model.config["sigma_data"]
             scaled = sigma.view(-1, 1, 1, 1, 1)
             # EDM's weight, (σ² + σ_d²)/(σ·σ_d)².
             weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
             parts += [(drawn - batch.views[:, 1:]).square().mean(), (weight * (denoised - clean).square()).mean()]
+            alphas = drawn[:, :, 3], (denoised[:, :, 3].clamp(-1, 1) + 1) / 2
+            parts.append(sum((_mask_loss(a, batch.views[:, 1:, 3]) for a in alphas), torch.zeros((), device=device)))
         return torch.stack(parts)
 
     def _noise_levels(self, count: int, generator: torch.Generator) -> Tensor:
@@ -312,6 +258,12 @@ def _shape_losses(shape: Shape, targets: VolumeTargets, elevation: Tensor) -> tu
     return occupancy, color, ((shape.elevation_deg - elevation) / ELEVATION_SPREAD_DEG).square().mean()
 
 
+def _mask_loss(alpha: Tensor, target: Tensor) -> Tensor:
+    """1 − IoU of coverages (B, K, S, S), mean over views."""
+    smaller, larger = torch.minimum(alpha, target).sum(dim=(2, 3)), torch.maximum(alpha, target).sum(dim=(2, 3))
+    return (1 - smaller / larger.clamp_min(1.0)).mean()
+
+
 def optimizers(model: nn.Module, settings: TrainSettings, device: torch.device) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the blocks' products where it is asked for."""
     chosen: dict[int, nn.Parameter] = {}
@@ -359,6 +311,7 @@ def train(
     out: Path,
     started: float,
     on_loss: Callable[[int, float], None] | None = None,
+    redrawing: Redrawing | None = None,
 ) -> Scores | None:
     """Trains until the settings' limit and leaves state, weights, validation pictures and log in `out`.
 
@@ -369,6 +322,7 @@ def train(
         out: Folder of the results.
         started: `time.monotonic()` at the start of the leg.
         on_loss: Called by the first process with each step's number and loss; costs a wait for the GPU.
+        redrawing: New draws of the training props, taken as they get ready; for one process alone.
 
     Returns:
         The last validation's scores, in the first process; None in the others or without validation orbits.
@@ -383,8 +337,9 @@ def train(
     def prepared(step: int) -> tuple[Batch, VolumeTargets, torch.Generator]:
         generator = torch.Generator(where.device)
         generator.manual_seed((s.seed * 1_000_003 + step) * 1_009 + where.rank)
-        batch = batches.draw(s.batch // where.world, generator, s.drawn_views)
-        return batch, volumes.at(batch.changes, size // 2, depths, generator), generator
+        others = 0 if _progress(s, step, started) < s.volume_first else s.drawn_views
+        batch = batches.draw(s.batch // where.world, generator, others)
+        return batch, volumes.at(batch.changes, size // 2, depths), generator
 
     # The next batch is made while the network works on this one.
     ahead = ThreadPoolExecutor(1)
@@ -393,6 +348,13 @@ def train(
     checked, done, sums = begin, False, torch.zeros(len(LOSSES), device=where.device)
     while not done:
         batch, targets, generator = coming.result()
+        if redrawing is not None and redrawing.ready:
+            # No batch is being made just now.
+            draw = redrawing.take()
+            batches.redrawn(draw.orbits)
+            volumes.redrawn(draw.orbits, draw.azimuth, draw.to_prop)
+            log.write(event="draw", step=trainer.step, draw=draw.orbits.draw, minutes=(time.monotonic() - started) / 60)
+            redrawing.discard(draw)
         coming = ahead.submit(prepared, trainer.step + 1)
         losses = trainer.train_step(batch, targets, generator, learning_rate(trainer, started))
         sums += losses
@@ -419,20 +381,25 @@ def train(
         log.write(event="memory", gigabytes=torch.cuda.max_memory_allocated() / 1e9)
     if where.first:
         trainer.save(out)
-    return _validated(trainer, held_out, volumes, out, log)
+    scores = _validated(trainer, held_out, volumes, out, log)
+    if redrawing is not None:
+        redrawing.close()
+    return scores
 
 
 def learning_rate(trainer: Trainer, started: float) -> float:
     """Warm-up, then constant, then a linear fall over the last share of the leg."""
     s = trainer.settings
     rate = s.learning_rate * min(1.0, (trainer.step - trainer.leg_start + 1) / max(1, s.warmup))
-    if not s.decay:
-        return rate
-    progress = [trainer.step / s.steps] if s.steps else []
+    return rate * max(0.02, min(1.0, (1 - _progress(s, trainer.step, started)) / s.decay)) if s.decay else rate
+
+
+def _progress(s: TrainSettings, step: int, started: float) -> float:
+    """How much of the leg is over, by steps or minutes, whichever is further; 0 without a limit."""
+    progress = [step / s.steps] if s.steps else []
     if s.minutes:
         progress.append((time.monotonic() - started) / (60 * s.minutes))
-    left = 1 - max(progress, default=0.0)
-    return rate * max(0.02, min(1.0, left / s.decay))
+    return max(progress, default=0.0)
 
 
 def _agreed(trainer: Trainer, started: float) -> bool:

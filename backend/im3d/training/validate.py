@@ -102,11 +102,10 @@ def occupancy_loss(
     count = min(limit or len(held_out), len(held_out))
     chosen = torch.linspace(0, len(held_out) - 1, count, device=device).round().long()
     size, depths = int(model.config["sample_size"]), int(model.config["depths"])
-    generator = torch.Generator(device).manual_seed(0)
     total = 0.0
     for index in chosen.split(batch):
         views, _ = held_out.take(index)
-        targets = volumes.at(Changes.none(held_out.rows[index]), size // 2, depths, generator)
+        targets = volumes.at(Changes.none(held_out.rows[index]), size // 2, depths)
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_half(device)):
             logits = model.shape(to_model(views[:, 0])).logits
         total += float(F.binary_cross_entropy_with_logits(logits, targets.occupancy)) * len(index)

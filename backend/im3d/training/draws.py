@@ -1,0 +1,95 @@
+"""New draws of the training props, rendered while the network trains on the last one.
+
+A few thousand props are learnt by heart; deformed, lit and placed anew, they last longer. A draw is rendered by other
+processes, and takes the place of the last one between two steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from im3d.training.orbits import OrbitSet, delete_orbits, render_packs
+from im3d.training.volumes import frames
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """What `render_packs` is asked for; its arguments."""
+
+    packs: Sequence[Path]
+    folder: Path
+    size: int
+    orbits: int
+    workers: int
+    devices: int
+    limit: int
+    draw: int
+
+    def rendered(self) -> OrbitSet:
+        """The orbits, rendered if they were not before."""
+        return render_packs(
+            self.packs, self.folder, self.size, self.orbits, self.workers, self.devices, self.limit, self.draw
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A rendered draw.
+
+    Attributes:
+        orbits: Its orbits; the rows are the same props in every draw.
+        azimuth, to_prop: Of `frames`.
+    """
+
+    orbits: OrbitSet
+    azimuth: NDArray[np.float32]
+    to_prop: NDArray[np.float32]
+
+
+class Redrawing:
+    """Renders one draw after another in the background.
+
+    Args:
+        request: The draw that training begins with; the ones that follow count up from it.
+    """
+
+    def __init__(self, request: DrawRequest) -> None:
+        self._request = request
+        self._thread = ThreadPoolExecutor(1)
+        self._coming = self._next()
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` needs not wait."""
+        return self._coming.done()
+
+    def take(self) -> Draw:
+        """The next draw. Its pictures stay on disk until `discard`."""
+        return self._coming.result()
+
+    def discard(self, draw: Draw) -> None:
+        """Deletes the pictures of a draw that is no longer read from disk, and begins with the one after it."""
+        delete_orbits(draw.orbits)
+        self._coming = self._next()
+
+    def close(self) -> None:
+        """Waits for the rendering processes, and deletes what they rendered in vain."""
+        self._thread.shutdown(wait=True)
+        if self._coming.exception() is None:
+            delete_orbits(self._coming.result().orbits)
+
+    def _next(self) -> Future[Draw]:
+        self._request = dataclasses.replace(self._request, draw=self._request.draw + 1)
+        return self._thread.submit(_rendered, self._request)
+
+
+def _rendered(request: DrawRequest) -> Draw:
+    orbits = request.rendered()
+    return Draw(orbits, *frames(orbits, request.packs, request.workers))
