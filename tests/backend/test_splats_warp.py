@@ -25,7 +25,7 @@ from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.project import project, project_views
 from im3d.splats.rasterize_cpu import bin_tiles
-from im3d.splats.render import Rasterizer, best_rasterizer, blending_weights, rasterizers, render
+from im3d.splats.render import Rasterizer, best_rasterizer, blending_weights, rasterizers, ready_rasterizer, render
 
 FIELDS = ("means", "quats", "scales", "opacities", "colors")
 # Scenes up to a coverage of 1, with image sides that tiles divide and do not divide.
@@ -261,6 +261,24 @@ def test_without_a_cuda_compiler_warp_draws(monkeypatch: pytest.MonkeyPatch) -> 
     assert "--device cpu" in caught.value.hint
     # The check after an installation asks doctor, which must answer on such a machine too.
     assert "No nvcc. No driver." in doctor._rasterizer(cuda=True)
+
+
+def test_where_gsplat_does_not_compile_warp_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {"warp": ""}
+
+    def fail() -> None:
+        raise Im3dError("gsplat's CUDA kernels could not be compiled: nvcc is too old", "Use --device cpu.")
+
+    monkeypatch.setattr(rasterize_cuda, "unavailable_reason", lambda: "")
+    monkeypatch.setattr(rasterize_cuda, "load_kernels", fail)
+    monkeypatch.setattr(rasterize_warp, "unavailable_reason", lambda device_type: reasons["warp"])
+    assert ready_rasterizer(torch.device("cuda")) == "warp"
+    reasons["warp"] = "No driver."
+    with pytest.raises(Im3dError, match="nvcc is too old"):
+        ready_rasterizer(torch.device("cuda"))
+    monkeypatch.setattr(rasterize_cuda, "load_kernels", lambda: None)
+    assert ready_rasterizer(torch.device("cuda")) == "cuda"
+    assert ready_rasterizer(torch.device("cpu")) == "cpu"
 
 
 def test_why_it_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from im3d.errors import InputError
+from im3d.errors import Im3dError, InputError
 from im3d.orbit import Cameras
 from im3d.splats import rasterize_cuda, rasterize_warp
 from im3d.splats.gaussians import Gaussians
@@ -71,6 +72,27 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
         f"The splats cannot be drawn on {device}. {reason} {second_reason}",
         "Use --device cpu, which needs no compiler.",
     )
+
+
+def ready_rasterizer(device: torch.device) -> Rasterizer:
+    """The `best_rasterizer`, its kernels loaded: gsplat's are compiled where that was not done before (minutes), and
+    Warp's take their place if the compiler fails, which cannot be known before.
+
+    Raises:
+        InputError: As `best_rasterizer`.
+        Im3dError: gsplat's kernels cannot be compiled, and Warp cannot run.
+    """
+    best = best_rasterizer(device)
+    if best != "cuda":
+        return best
+    try:
+        rasterize_cuda.load_kernels()
+    except Im3dError as error:
+        if rasterize_warp.unavailable_reason("cuda"):
+            raise
+        logging.getLogger(__name__).warning("%s Warp draws instead.", error.message)
+        return "warp"
+    return "cuda"
 
 
 def render(

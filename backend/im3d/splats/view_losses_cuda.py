@@ -52,9 +52,7 @@ class CudaViewLosses(ViewLosses):
         self, images: Tensor, alpha: Tensor, rows: list[int], background: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As of `ViewLosses`; the gradient of the sum alone is kept."""
-        wanted = torch.tensor([background * self._count + k for k in rows])
-        # Not waited for: the copy is taken before the call returns.
-        index = wanted.to(images.device, non_blocking=True)
+        index = self._index(rows, background)
         if not self._recorded:
             return summed(self.parts(images, alpha, index))
         if self._graph is None:
@@ -74,6 +72,21 @@ class CudaViewLosses(ViewLosses):
         if self._target_features:
             parts["lpips"] = weights.lpips * self._perceptual_distance(images, index)
         return parts
+
+    def ms_ssim(self, images: Tensor, rows: list[int], background: int) -> Tensor:
+        """As of `ViewLosses`, launched kernel by kernel."""
+        assert self._target_ssim is not None
+        return ms_ssim(images, self._target_ssim[self._index(rows, background)])
+
+    def distance(self, images: Tensor, rows: list[int], background: int) -> Tensor:
+        """As of `ViewLosses`, launched kernel by kernel."""
+        return self._perceptual_distance(images, self._index(rows, background))
+
+    def _index(self, rows: list[int], background: int) -> Tensor:
+        """Where the targets of some views over a background lie."""
+        wanted = torch.tensor([background * self._count + k for k in rows])
+        # Not waited for: the copy is taken before the call returns.
+        return wanted.to(self._targets.device, non_blocking=True)
 
     def _perceptual_distance(self, images: Tensor, index: Tensor) -> Tensor:
         assert self.perceptual is not None
@@ -100,13 +113,15 @@ class _LossGraph:
         beside = torch.cuda.Stream(images.device)
         beside.wait_stream(torch.cuda.current_stream(images.device))
         # The same choice of kernels in both: one that is first loaded while a graph is recorded may spoil it.
-        with torch.backends.cudnn.flags(benchmark=True):
+        # `flags` turns off what it is not told.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
             with torch.cuda.stream(beside):
                 for _ in range(WARM_UP):
                     self._computed()
             torch.cuda.current_stream(images.device).wait_stream(beside)
             try:
-                with torch.cuda.graph(self._graph):
+                # Relaxed: libraries may still load a kernel, from autograd's thread too.
+                with torch.cuda.graph(self._graph, capture_error_mode="relaxed"):
                     self._values, self._gradients = self._computed()
             except RuntimeError as error:
                 logging.getLogger(__name__).warning("The losses are not recorded as a CUDA graph: %s", error)
