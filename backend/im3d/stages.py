@@ -36,7 +36,7 @@ from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.perceptual import load_perceptual
 from im3d.splats.ply import load_ply, save_ply
-from im3d.splats.render import best_rasterizer, render
+from im3d.splats.render import Rasterizer, best_rasterizer, ready_rasterizer, render
 from im3d.splats.score import photometric_score, refined_elevation
 from im3d.storage import make_folder, write_json
 from im3d.text_to_image import choose_image_model, draw_picture, motion_warning
@@ -60,7 +60,7 @@ class Stages:
         self.request = job.request
         self.settings = job.request.settings
         self.device = choose_device(device)
-        self.rasterizer = best_rasterizer(self.device)
+        best_rasterizer(self.device)  # says at once when there is none
         self.blender = Path(blender) if blender else None
 
     # ---------------------------------------------------------------- what the steps share
@@ -68,6 +68,11 @@ class Stages:
     @property
     def notes(self) -> dict[str, Any]:
         return self.job.state.notes
+
+    @functools.cached_property
+    def rasterizer(self) -> Rasterizer:
+        """What draws the splats; compiled at the first use."""
+        return ready_rasterizer(self.device)
 
     @functools.cached_property
     def generator(self) -> Generator:
@@ -287,7 +292,8 @@ class Stages:
 
     def make_mesh(self, progress: Progress) -> None:
         """The surface (paper A.5, and better)."""
-        build_surface(self.gaussians, self.views, self.settings.mesh, progress).save(self.job.work / "surface.npz")
+        surface = build_surface(self.gaussians, self.views, self.settings.mesh, progress, self.device)
+        surface.save(self.job.work / "surface.npz")
 
     def make_texture(self, progress: Progress) -> None:
         """Atlas, colours and normal map."""

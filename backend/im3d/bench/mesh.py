@@ -37,7 +37,7 @@ def bench_mesh(bench: Bench, views: OrbitViews, settings: Settings) -> dict[str,
     gaussians = Gaussians(**{k: v.cpu() for k, v in vars(fit.finished()).items()})
     mesh, texture = settings.mesh, settings.texture
 
-    field = _kept(bench, "depth fusion", lambda: fused_field(gaussians, views, mesh))
+    field = _kept(bench, "depth fusion", lambda: fused_field(gaussians, views, mesh, device=bench.device))
     full = _kept(bench, "marching cubes", lambda: extract_surface(field, views))
     coarse = _kept(bench, "simplification", lambda: simplified(full, mesh.faces))
     surface = _kept(bench, "outlines", lambda: Surface(full, fit_outlines(coarse, views, mesh.outline_rounds)))

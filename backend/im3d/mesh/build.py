@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from im3d.images import OrbitViews
 from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors
-from im3d.mesh.field import density_field, fused_field
+from im3d.mesh.field import CPU, density_field, fused_field
 from im3d.mesh.outline import fit_outlines
 from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
 from im3d.mesh.tangents import vertex_tangents
@@ -105,13 +107,20 @@ class TexturedMesh:
 
 
 def build_surface(
-    gaussians: Gaussians, views: OrbitViews, settings: MeshSettings, progress: Progress = silent
+    gaussians: Gaussians,
+    views: OrbitViews,
+    settings: MeshSettings,
+    progress: Progress = silent,
+    device: torch.device = CPU,
 ) -> Surface:
     """The shape of the splats.
 
     Args:
         gaussians: Those that some view sees (`SplatFit.finished`), on the CPU.
         views: The views that were fitted.
+        settings: See `MeshSettings`.
+        progress: Told of the steps of the fusion.
+        device: Where depth maps are fused.
 
     Raises:
         InputError: The views do not describe a solid object.
@@ -119,7 +128,7 @@ def build_surface(
     if settings.route == "density":
         field = density_field(gaussians, views, settings)
     else:
-        field = fused_field(gaussians, views, settings, progress)
+        field = fused_field(gaussians, views, settings, progress, device)
     full = extract_surface(field, views)
     mesh = simplified(full, settings.faces)
     if settings.route == "fusion" and settings.outline_rounds:
@@ -136,13 +145,17 @@ def texture_surface(
     input_view: int | None = None,
 ) -> TexturedMesh:
     """UV atlas, base colour and normal map of a surface; `input_view` as `bake_colors` takes it."""
-    unwrapped = unwrap(surface.mesh, settings.size)
-    normals = surface.mesh.vertex_normals()[unwrapped.source]
+    # xatlas has a process of its own on one core, so the thread that waits for it costs nothing. All of numba stays on
+    # this thread: not every threading layer of it may be entered from two.
+    with ThreadPoolExecutor(1) as waiting:
+        atlas = waiting.submit(unwrap, surface.mesh, settings.size)
+        cameras = views.orbit.cameras(views.size)
+        seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
+        smooth = surface.mesh.vertex_normals()
+        unwrapped = atlas.result()
+    normals = smooth[unwrapped.source]
     tangents = vertex_tangents(unwrapped, normals)
     texels = atlas_texels(unwrapped, normals, settings.size)
-
-    cameras = views.orbit.cameras(views.size)
-    seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
     guess = splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
     base_color, unseen = bake_colors(unwrapped, texels, views, guess, settings, progress, input_view)
     normal_map = bake_normals(unwrapped, texels, normals, tangents, surface.full) if settings.normal_map else None

@@ -45,6 +45,9 @@ THIN_OPACITY = 0.2
 NECK_VOXELS = 2
 # Orbits that look down from more than this see tops but no undersides; flatter ones see neither.
 LOW_ORBIT_DEG = 8.0
+# Coverage above which a pixel's depth tells how far down the object was seen.
+SEEN_ALPHA = 0.9
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,29 @@ class Field:
     grid: Grid
 
 
-def fused_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings, progress: Progress = silent) -> Field:
+def fused_field(
+    gaussians: Gaussians,
+    views: OrbitViews,
+    settings: MeshSettings,
+    progress: Progress = silent,
+    device: torch.device = CPU,
+) -> Field:
     """The field of the fitted object.
 
     Args:
         gaussians: On the CPU, those that some view sees.
         views: The views that were fitted, with their masks.
         settings: See `MeshSettings`.
+        progress: Told of each of five steps.
+        device: Where the work is done: on the CPU by numba, elsewhere by torch, equal but for rounding.
 
     Raises:
         InputError: The silhouettes have no common volume.
     """
+    if device.type != "cpu":
+        from im3d.mesh import field_torch  # it builds on this module
+
+        return field_torch.fused_field(gaussians, views, settings, progress, device)
     orbit = views.orbit
     assert orbit.elevation_deg is not None
     cameras = orbit.cameras(views.size)
@@ -79,12 +94,12 @@ def fused_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings,
 
     seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
     if orbit.elevation_deg > LOW_ORBIT_DEG:
-        low = _low_cameras(orbit.elevation_deg, orbit.radius, cameras)
+        low = low_cameras(orbit.elevation_deg, orbit.radius, cameras)
         outlines = np.stack([signed_distances(a) for a in median_depth(gaussians, low, seen_from).alpha])
         hull = np.maximum(hull, hull_field(outlines - np.float32(settings.virtual_slack), low, grid, 1.01 * truncation))
     progress(2, 5)
 
-    virtual, carves = _virtual_cameras(settings.virtual_views, orbit.elevation_deg, orbit.radius, cameras)
+    virtual, carves = virtual_cameras(settings.virtual_views, orbit.elevation_deg, orbit.radius, cameras)
     everyone = Cameras(np.concatenate([cameras.viewmats, virtual.viewmats]), cameras.focal, cameras.size)
     maps = median_depth(gaussians, everyone, seen_from)
     progress(3, 5)
@@ -166,7 +181,7 @@ def _thin_parts(hull: FloatArray, gaussians: Gaussians, grid: Grid) -> NDArray[n
     return thin
 
 
-def _virtual_cameras(count: int, elevation: float, radius: float, like: Cameras) -> tuple[Cameras, NDArray[np.bool_]]:
+def virtual_cameras(count: int, elevation: float, radius: float, like: Cameras) -> tuple[Cameras, NDArray[np.bool_]]:
     """Cameras on a Fibonacci sphere, and which of them may declare space free.
 
     Free space is believed only from where the entry surfaces were seen. Below a flat orbit neither top nor bottom was:
@@ -183,7 +198,7 @@ def _virtual_cameras(count: int, elevation: float, radius: float, like: Cameras)
     return Cameras(stacked, like.focal, like.size), carves
 
 
-def _low_cameras(elevation: float, radius: float, like: Cameras, count: int = 16) -> Cameras:
+def low_cameras(elevation: float, radius: float, like: Cameras, count: int = 16) -> Cameras:
     """Two rings nearly level with the object, whose silhouettes bound the underside that a high orbit never saw."""
     rings = [look_at_origin(360 * k / count, e, radius) for e in (elevation / 3, -4.0) for k in range(count)]
     return Cameras(np.stack(rings), like.focal, like.size)
@@ -193,13 +208,17 @@ def _lowest_seen(maps: DepthMaps, cameras: Cameras, real: int) -> float:
     """Height of the lowest surface any input view saw, a little below it: nothing is built under it."""
     heights = []
     for k in range(real):
-        rows, columns = np.nonzero((maps.alpha[k] > 0.9) & (maps.depth[k] > 0))
+        rows, columns = np.nonzero((maps.alpha[k] > SEEN_ALPHA) & (maps.depth[k] > 0))
         pixels = np.stack([columns + 0.5 - cameras.size / 2, rows + 0.5 - cameras.size / 2], axis=1) / cameras.focal
         rays = np.concatenate([pixels, np.ones((len(pixels), 1))], axis=1)
         points = rays * maps.depth[k][rows, columns, None] - cameras.viewmats[k, :3, 3]
         heights.append((points @ cameras.viewmats[k, :3, :3])[:, 2])
-    joined = np.concatenate(heights) if heights else np.zeros(0)
-    return float(np.quantile(joined, 0.002)) - 0.004 if len(joined) else -math.inf
+    return lowest_of(np.concatenate(heights) if heights else np.zeros(0))
+
+
+def lowest_of(heights: NDArray[np.float64]) -> float:
+    """A little below the lowest of (P,) heights, but for stray ones; −∞ where there is none."""
+    return float(np.quantile(heights, 0.002)) - 0.004 if len(heights) else -math.inf
 
 
 def _fuse(

@@ -18,6 +18,8 @@ FloatArray = NDArray[np.float32]
 SUBPIXELS = 4
 # Samples along each side of the blocks in which the hull's distances are taken.
 BLOCK = 4
+# Samples along each side of the grids in which the object is looked for.
+COARSE = 64
 # A hull is flat when its shortest side is under this share of the longest, and it is seen edge-on when no silhouette
 # holds a disc of this radius, as a share of the picture's side (2.5 pixels of 256): nothing shows the broad side.
 FLAT_SHARE, EDGE_ON_SHARE = 0.1, 0.01
@@ -88,10 +90,8 @@ def hull_grid(
     Raises:
         InputError: The silhouettes have no common volume, or it is flat and seen from its edge alone.
     """
-    half = min(radius * 0.5 * cameras.size / cameras.focal * 1.05, radius * 0.9)
-    low, high = np.full(3, -half), np.full(3, half)
+    coarse = search_grid(cameras, radius)
     for _ in range(2):
-        coarse = Grid.around(low, high, 64)
         inside = np.argwhere(hull_field(distances, cameras, coarse, coarse.step) < 0.75 * coarse.step)
         if len(inside) < 8:
             raise InputError(
@@ -100,6 +100,7 @@ def hull_grid(
             )
         low = coarse.low + (inside.min(axis=0) - 1) * coarse.step
         high = coarse.low + (inside.max(axis=0) + 1) * coarse.step
+        coarse = Grid.around(low, high, COARSE)
     shortest, middle, longest = np.sort(high - low)
     is_plate = shortest < FLAT_SHARE * longest and middle > 0.25 * longest
     if is_plate and -distances.min() < EDGE_ON_SHARE * cameras.size:
@@ -110,6 +111,12 @@ def hull_grid(
         low, high = np.minimum(low, others.min(axis=0)), np.maximum(high, others.max(axis=0))
     space = margin * float((high - low).max())
     return Grid.around(low - space, high + space, n)
+
+
+def search_grid(cameras: Cameras, radius: float) -> Grid:
+    """The coarse grid in which `hull_grid` begins: about the origin, as far as the cameras see."""
+    half = min(radius * 0.5 * cameras.size / cameras.focal * 1.05, radius * 0.9)
+    return Grid.around(np.full(3, -half), np.full(3, half), COARSE)
 
 
 @njit(parallel=True, cache=True)

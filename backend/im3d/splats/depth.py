@@ -34,6 +34,7 @@ from im3d.splats.rasterize_cpu import (
 
 FloatArray = NDArray[np.float32]
 F32 = np.float32
+FINISHED = F32(1e-3)  # a tile is finished when every pixel lets less than this through
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _depth_kernel(  # type: ignore[no-untyped-def]
             checked += 1
             if checked == CHECK_EVERY:
                 checked = 0
-                if T.max() < F32(1e-3):
+                if T.max() < FINISHED:
                     break
         for y in range(min(TILE, size - py0)):
             for x in range(min(TILE, size - px0)):
@@ -151,5 +152,6 @@ def seen_directions(gaussians: Gaussians, cameras: Cameras, weights: Tensor) -> 
     Args:
         weights: (C, N) from `blending_weights`.
     """
-    directions = F.normalize(torch.from_numpy(cameras.centres)[:, None] - gaussians.means, dim=-1)
+    centres = torch.from_numpy(cameras.centres).to(gaussians.device)
+    directions = F.normalize(centres[:, None] - gaussians.means, dim=-1)
     return F.normalize((weights[..., None] * directions).sum(dim=0), dim=-1)
