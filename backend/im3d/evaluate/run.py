@@ -190,18 +190,22 @@ def source_arguments(plan: Plan, truth: Truth, folder: Path) -> list[str]:
     return ["--views", str(folder / "views")]
 
 
+def product_command(source: list[str], plan: Plan, folder: Path, blender: Path | None = None) -> list[str]:
+    """The command of an object's job, which `run_product` runs."""
+    command = [sys.executable, "-m", "im3d.cli", "generate", *source]
+    command += ["--out", str(folder / "job"), "--preset", plan.preset, "--seed", str(plan.seed), "--json"]
+    for assignment in plan.settings:
+        command += ["--set", assignment]
+    return command if blender is None else [*command, "--blender", str(blender)]
+
+
 def run_product(source: list[str], plan: Plan, folder: Path, blender: Path | None = None) -> dict[str, Any]:
     """Runs `im3d generate` as a user would and returns what `--json` prints.
 
     Raises:
         Im3dError: It failed, with its own sentence, or did not end in time.
     """
-    command = [sys.executable, "-m", "im3d.cli", "generate", *source]
-    command += ["--out", str(folder / "job"), "--preset", plan.preset, "--seed", str(plan.seed), "--json"]
-    for assignment in plan.settings:
-        command += ["--set", assignment]
-    if blender is not None:
-        command += ["--blender", str(blender)]
+    command = product_command(source, plan, folder, blender)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=JOB_TIMEOUT_S, check=False
