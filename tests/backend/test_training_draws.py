@@ -41,14 +41,19 @@ def test_draws_follow_each_other_and_leave_no_files(request_: DrawRequest, monke
 
     monkeypatch.setattr(draws, "render_packs", rendered)
     monkeypatch.setattr(draws, "frames", lambda orbits, *_: (orbits.elevation_deg, np.eye(4)[None]))
-    redrawing = Redrawing(request_)
-    assert not redrawing.ready
+    now = [100.0]
+    monkeypatch.setattr(draws.time, "monotonic", lambda: now[0])
+    redrawing = Redrawing(request_, pause_s=60)
+    assert not redrawing.ready  # not due yet
+    now[0] += 60
+    assert not redrawing.ready  # being rendered
     may_render.set()
     first = redrawing.take()
     assert first.orbits.draw == 5
     assert redrawing.ready
     assert len(list(request_.folder.iterdir())) == 2
     redrawing.discard(first)
+    assert not redrawing.ready
     assert redrawing.take().orbits.draw == 6
     assert int(first.orbits.views[0, 0, 0, 0, 0]) == 5  # mapped pictures outlive their files
     redrawing.close()
@@ -60,7 +65,7 @@ def test_a_failed_render_is_heard_of(request_: DrawRequest, monkeypatch: pytest.
         raise OSError("No space left on device")
 
     monkeypatch.setattr(draws, "render_packs", fail)
-    redrawing = Redrawing(request_)
+    redrawing = Redrawing(request_, pause_s=60)
     with pytest.raises(OSError, match="No space"):
         redrawing.take()
     redrawing.close()

@@ -22,7 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     mini.add_argument("--init", type=Path, metavar="FOLDER", help="start from exported weights")
     mini.add_argument("--test", action="store_true", help="score the test split afterwards")
     mini.add_argument(
-        "--redraw", action="store_true", help="render further draws while training (the cache needs room for two)"
+        "--redraw-minutes",
+        type=float,
+        default=0.0,
+        help="pause between further draws, rendered while training (the cache needs room for two); 0: no further ones",
     )
     mini.add_argument("--model", default="{}", metavar="JSON", help="the network's sizes, where they differ")
     _add_settings(mini, TrainSettings)
@@ -130,8 +133,8 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     from im3d.training.validate import validate
     from im3d.training.volumes import OrbitVolumes
 
-    if args.redraw and where.world > 1:
-        raise InputError("Further draws are rendered for one process alone.", "Leave --redraw out.")
+    if args.redraw_minutes and where.world > 1:
+        raise InputError("Further draws are rendered for one process alone.", "Leave --redraw-minutes out.")
     orbits = _rendered(args, where)
     volumes = OrbitVolumes(_grids(args, where), orbits, args.pack, where.device, args.workers)
     settings = _settings(TrainSettings, args)

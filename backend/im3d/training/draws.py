@@ -7,6 +7,7 @@ processes, and takes the place of the last one between two steps.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,40 +55,46 @@ class Draw:
 
 
 class Redrawing:
-    """Renders one draw after another in the background.
+    """Renders one draw after another in the background, with pauses: rendering takes much of a machine.
 
     Args:
         request: The draw that training begins with; the ones that follow count up from it.
+        pause_s: Seconds from the use of one draw to the rendering of the next.
     """
 
-    def __init__(self, request: DrawRequest) -> None:
-        self._request = request
+    def __init__(self, request: DrawRequest, pause_s: float) -> None:
+        self._request, self._pause_s = request, pause_s
         self._thread = ThreadPoolExecutor(1)
-        self._coming = self._next()
+        self._coming: Future[Draw] | None = None
+        self._due = time.monotonic() + pause_s
 
     @property
     def ready(self) -> bool:
-        """Whether `take` needs not wait."""
-        return self._coming.done()
+        """Whether `take` needs not wait. Asking begins with a draw that is due."""
+        if self._coming is None and time.monotonic() >= self._due:
+            self._begin()
+        return self._coming is not None and self._coming.done()
 
     def take(self) -> Draw:
         """The next draw. Its pictures stay on disk until `discard`."""
-        return self._coming.result()
+        return (self._coming or self._begin()).result()
 
     def discard(self, draw: Draw) -> None:
-        """Deletes the pictures of a draw that is no longer read from disk, and begins with the one after it."""
+        """Deletes the pictures of a draw that is no longer read from disk."""
         delete_orbits(draw.orbits)
-        self._coming = self._next()
+        self._coming = None
+        self._due = time.monotonic() + self._pause_s
 
     def close(self) -> None:
         """Waits for the rendering processes, and deletes what they rendered in vain."""
         self._thread.shutdown(wait=True)
-        if self._coming.exception() is None:
+        if self._coming is not None and self._coming.exception() is None:
             delete_orbits(self._coming.result().orbits)
 
-    def _next(self) -> Future[Draw]:
+    def _begin(self) -> Future[Draw]:
         self._request = dataclasses.replace(self._request, draw=self._request.draw + 1)
-        return self._thread.submit(_rendered, self._request)
+        self._coming = self._thread.submit(_rendered, self._request)
+        return self._coming
 
 
 def _rendered(request: DrawRequest) -> Draw:
