@@ -136,17 +136,19 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     if args.redraw_minutes and where.world > 1:
         raise InputError("Further draws are rendered for one process alone.", "Leave --redraw-minutes out.")
     orbits = _rendered(args, where)
-    volumes = OrbitVolumes(_grids(args, where), orbits, args.pack, where.device, args.workers)
     settings = _settings(TrainSettings, args)
+    volumes = None
+    if not settings.frozen_shape:
+        volumes = OrbitVolumes(_grids(args, where), orbits, args.pack, where.device, args.workers)
     model, step, seen = initial_model(args.init, args.seed, **json.loads(args.model))
     trainer = Trainer(model, settings, where)
     trainer.step = trainer.leg_start = step
     trainer.orbits_seen = seen
     if args.resume:
         trainer.load(args.out)
-    train(
-        trainer, orbits, volumes, args.out, started, redrawing=Redrawing(_draw_request(args)) if args.redraw else None
-    )
+    pause_s = 60 * args.redraw_minutes
+    redrawing = Redrawing(_draw_request(args), pause_s) if pause_s else None
+    train(trainer, orbits, volumes, args.out, started, redrawing=redrawing)
     if args.test and where.first:
         batches = OrbitBatches(orbits, orbits.rows("test"), where.device, model.config["sample_size"])
         for steps in (1, 2, 4, 8) if len(batches) else ():

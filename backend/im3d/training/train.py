@@ -104,6 +104,7 @@ class Trainer:
         self.settings, self.where = settings, where
         channels_last(model.to(where.device)).train()
         model.shape.requires_grad_(not settings.frozen_shape)
+        model.opacity.requires_grad_(not settings.frozen_shape)
         model.shape.recognition.requires_grad_(False)
         if settings.frozen_shape:
             model.shape.eval()
@@ -128,12 +129,14 @@ class Trainer:
                 find_unused_parameters=settings.drawn_views == 0 or settings.volume_first > 0,
             )
 
-    def train_step(self, batch: Batch, targets: VolumeTargets, generator: torch.Generator, rate: float) -> Tensor:
+    def train_step(
+        self, batch: Batch, targets: VolumeTargets | None, generator: torch.Generator, rate: float
+    ) -> Tensor:
         """One optimiser step.
 
         Args:
             batch: The orbits, as large as the network's views; with `drawn_views` views besides the first.
-            targets: What their volumes should hold.
+            targets: What their volumes should hold; None where the shape is frozen.
             generator: Of the noise.
             rate: Learning rate.
 
@@ -156,7 +159,7 @@ class Trainer:
         self._update_average()
         return losses.detach()
 
-    def losses(self, batch: Batch, targets: VolumeTargets, generator: torch.Generator) -> Tensor:
+    def losses(self, batch: Batch, targets: VolumeTargets | None, generator: torch.Generator) -> Tensor:
         """(6,) in the order of `LOSSES`. The first view is given, so it does not count."""
         s, device = self.settings, batch.views.device
         told = batch.elevation + s.elevation_jitter * torch.randn(
@@ -170,9 +173,10 @@ class Trainer:
             shape, drawn, denoised = self.network(
                 to_model(batch.views[:, 0]), told, batch.index[:, 1:], noisy if clean.shape[1] else None, sigma
             )
-        parts = [*_shape_losses(shape, targets, batch.elevation)]
+        nothing = torch.zeros((), device=device)
+        parts = [nothing] * 3 if targets is None else [*_shape_losses(shape, targets, batch.elevation)]
         if drawn is None:
-            parts += [torch.zeros((), device=device)] * 3
+            parts += [nothing] * 3
         else:
             sd = self.model.config["sigma_data"]
             scaled = sigma.view(-1, 1, 1, 1, 1)
@@ -180,7 +184,7 @@ class Trainer:
             weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
             parts += [(drawn - batch.views[:, 1:]).square().mean(), (weight * (denoised - clean).square()).mean()]
             alphas = drawn[:, :, 3], (denoised[:, :, 3].clamp(-1, 1) + 1) / 2
-            parts.append(sum((_mask_loss(a, batch.views[:, 1:, 3]) for a in alphas), torch.zeros((), device=device)))
+            parts.append(sum((_mask_loss(a, batch.views[:, 1:, 3]) for a in alphas), nothing))
         return torch.stack(parts)
 
     def _noise_levels(self, count: int, generator: torch.Generator) -> Tensor:
@@ -307,7 +311,7 @@ def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[Vol
 def train(
     trainer: Trainer,
     orbits: OrbitSet,
-    volumes: OrbitVolumes,
+    volumes: OrbitVolumes | None,
     out: Path,
     started: float,
     on_loss: Callable[[int, float], None] | None = None,
@@ -318,7 +322,7 @@ def train(
     Args:
         trainer: What to train.
         orbits: The rendered orbits; each process trains on its share of the training rows.
-        volumes: The targets of their volumes.
+        volumes: The targets of their volumes; None where the shape is frozen.
         out: Folder of the results.
         started: `time.monotonic()` at the start of the leg.
         on_loss: Called by the first process with each step's number and loss; costs a wait for the GPU.
@@ -334,12 +338,13 @@ def train(
     log = _Log(out / "log.jsonl", where.first)
     log.write(event="leg", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
 
-    def prepared(step: int) -> tuple[Batch, VolumeTargets, torch.Generator]:
+    def prepared(step: int) -> tuple[Batch, VolumeTargets | None, torch.Generator]:
         generator = torch.Generator(where.device)
         generator.manual_seed((s.seed * 1_000_003 + step) * 1_009 + where.rank)
         others = 0 if _progress(s, step, started) < s.volume_first else s.drawn_views
         batch = batches.draw(s.batch // where.world, generator, others)
-        return batch, volumes.at(batch.changes, size // 2, depths), generator
+        targets = volumes.at(batch.changes, size // 2, depths) if volumes is not None else None
+        return batch, targets, generator
 
     # The next batch is made while the network works on this one.
     ahead = ThreadPoolExecutor(1)
@@ -352,7 +357,8 @@ def train(
             # No batch is being made just now.
             draw = redrawing.take()
             batches.redrawn(draw.orbits)
-            volumes.redrawn(draw.orbits, draw.azimuth, draw.to_prop)
+            if volumes is not None:
+                volumes.redrawn(draw.orbits, draw.azimuth, draw.to_prop)
             log.write(event="draw", step=trainer.step, draw=draw.orbits.draw, minutes=(time.monotonic() - started) / 60)
             redrawing.discard(draw)
         coming = ahead.submit(prepared, trainer.step + 1)
@@ -421,12 +427,13 @@ def _from_first(value: bool, where: Place) -> bool:
 
 
 def _validated(
-    trainer: Trainer, held_out: OrbitBatches | None, volumes: OrbitVolumes, out: Path, log: _Log
+    trainer: Trainer, held_out: OrbitBatches | None, volumes: OrbitVolumes | None, out: Path, log: _Log
 ) -> Scores | None:
     scores = None
     if held_out is not None and len(held_out):
-        loss = occupancy_loss(trainer.average, held_out, volumes, trainer.settings.validate_orbits)
-        log.write(event="validation", step=trainer.step, occupancy=loss)
+        if volumes is not None:
+            loss = occupancy_loss(trainer.average, held_out, volumes, trainer.settings.validate_orbits)
+            log.write(event="validation", step=trainer.step, occupancy=loss)
         picture = out / f"validation-{trainer.step:06d}.png"
         for steps in VALIDATION_STEPS:
             scores = validate(trainer.average, held_out, steps, limit=trainer.settings.validate_orbits, picture=picture)

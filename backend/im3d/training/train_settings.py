@@ -21,7 +21,7 @@ class TrainSettings:
         ema: Largest decay of the averaged weights.
         drawn_views: Views of each orbit that are drawn, denoised and compared; 0: only the volume is trained.
         volume_first: First share of the leg in which only the volume is trained.
-        frozen_shape: Only the decoder and how opaque cells are is trained.
+        frozen_shape: Only the decoder is trained; the props' grids are not needed then.
         volume_weight: Weight of the cross entropy of the cells' occupancy.
         color_weight: Weight of the error of the occupied cells' colours.
         coarse_weight: Weight of the squared error of the drawn views.
