@@ -163,6 +163,31 @@ def test_an_oracle_makes_the_restart_return_the_renders(monkeypatch: pytest.Monk
         torch.testing.assert_close(elevation, model.shape(to_model(truth[:, 0])).elevation_deg)
 
 
+def test_restarts_of_renders_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denoiser that leaves a tenth of the noise: one restart shows its grain, the mean of many has lost it."""
+    model = tiny_mini()
+    truth = torch.full((1, 16, 4, 32, 32), 0.5)
+    truth[:, :, 3] = 0.9
+    seen: list[float] = []
+
+    def forward(x: torch.Tensor, sigma: torch.Tensor, *_: object) -> torch.Tensor:
+        seen.append(float(sigma[0]))
+        return to_model(truth) + 0.1 * (x - to_model(truth))
+
+    monkeypatch.setattr(model, "forward", forward)
+
+    def grain(steps: int) -> float:
+        generator = torch.Generator().manual_seed(0)
+        views, _ = sample_orbit(model, truth[:, 0], steps, generator, start=truth, noise=0.3)
+        torch.testing.assert_close(views[:, 0], truth[:, 0])  # the input view is given
+        return float((views - truth)[:, 1:].std())
+
+    one, sixteen = grain(1), grain(16)
+    assert one > 0.01
+    assert sixteen == pytest.approx(one / 4, rel=0.1)
+    assert len(set(seen)) == 1
+
+
 def test_generator_makes_an_orbit_and_refines_it(weights: Path) -> None:
     generator = MiniGenerator(steps=3, weights=weights)
     assert generator.orbit.elevation_deg is None

@@ -91,7 +91,13 @@ class MiniGenerator:
     def refine(
         self, subject: Subject, renders: OrbitViews, noise: float, steps: int, seed: int, progress: Progress
     ) -> OrbitViews:
-        """Renders of the splats, noised and denoised again; see `Generator.refine`. Their elevation is kept."""
+        """Renders of the splats, noised and denoised again; see `Generator.refine`. Their elevation is kept.
+
+        Args:
+            renders: Views of this generator's azimuths.
+            noise: Share of the noise ladder.
+            steps: Restarts that are averaged; see `sample_orbit`.
+        """
         if renders.orbit.azimuths_deg != self.orbit.azimuths_deg:
             raise ValueError("the renders are not of this generator's azimuths")
         return self._views(subject, renders.resized(self._network_size), noise, steps, seed, progress)
@@ -171,16 +177,20 @@ def sample_orbit(
     """Orbits denoised in a few steps, each from fresh noise: from nothing, or from noised renders (paper 3.4).
 
     The object is imagined once and every step knows its views. The input view is known, so each step puts it in the
-    place of its estimate. Without `start`, the noise is added to the imagined views.
+    place of its estimate. Without `start`, the noise is added to the imagined views, and the steps go down the ladder.
+
+    Renders are restarted from the same level in every step, and the estimates averaged. The network is trained to hit
+    the mean of what is possible: one estimate has its noise's grain, different in every view; a ladder adds to it; the
+    mean of ten has little, so that views agree better than the first orbit's (docs/quality.md).
 
     Args:
         model: The denoiser.
         condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
-        steps: Denoising steps.
+        steps: Denoising steps, or restarts of renders.
         generator: Of the noise.
         elevation_deg: (B,) where it is known; None: as the network reads it from the input view.
         start: (B, K, 4, S, S) renders to restart from, premultiplied RGBA in [0, 1].
-        noise: Share of the noise ladder to start at.
+        noise: Share of the noise ladder to start at, in (0, 1].
         every: Only every so many-th view of the ring is drawn: K of them.
         progress: Told of each step, with a preview.
 
@@ -205,9 +215,16 @@ def sample_orbit(
     def told(step: int, steps: int, denoised: Tensor) -> None:
         progress(step, steps, _contact_sheet(denoised[0]) if progress is not silent else None)
 
-    begin = to_model(imagined.views if start is None else start)
-    views = renoised(denoise, noised(begin, sigmas[0], generator), sigmas, generator, told)
-    return from_model(views), elevation
+    if start is None:
+        first = noised(to_model(imagined.views), sigmas[0], generator)
+        return from_model(renoised(denoise, first, sigmas, generator, told)), elevation
+    renders = to_model(start)
+    total = torch.zeros_like(renders)
+    for step in range(steps):
+        estimate = denoise(noised(renders, sigmas[0], generator), sigmas[0])
+        total += estimate
+        told(step + 1, steps, estimate)
+    return from_model(total / steps), elevation
 
 
 def mini_weights() -> Path:
