@@ -7,14 +7,16 @@ back-projection then give the texture what the weighted mean blurred away.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from im3d.images import OrbitViews
+from im3d.mesh import bake_kernels
 from im3d.mesh.draw import FAR, MeshBuffers, rasterize_mesh, to_screen
 from im3d.mesh.surface import TriangleMesh
 from im3d.mesh.unwrap import UnwrappedMesh
@@ -48,9 +50,24 @@ class Texels:
     positions: NDArray[np.float64]
     normals: NDArray[np.float64]
 
-    @property
+    @functools.cached_property
     def covered(self) -> NDArray[np.bool_]:
+        """(N, N) which texels of the atlas they are."""
         return self.buffers.face >= 0
+
+    @functools.cached_property
+    def nearest(self) -> NDArray[np.int32]:
+        """(2, N, N) row and column of the covered texel that is nearest to each texel of the atlas."""
+        found: NDArray[np.int32] = distance_transform_edt(~self.covered, return_distances=False, return_indices=True)
+        return found
+
+    def spread(self, values: FloatArray) -> FloatArray:
+        """(N, N, C) of values (T, C): texels off the charts take the nearest one on them: no seam at any mip level, no
+        black texel."""
+        image = np.zeros((*self.covered.shape, values.shape[1]), np.float32)
+        image[self.covered] = values
+        spread: FloatArray = image[self.nearest[0], self.nearest[1]]
+        return spread
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,7 @@ def bake_colors(
     settings: TextureSettings,
     progress: Progress = silent,
     input_view: int | None = None,
+    screens: list[MeshBuffers] | None = None,
 ) -> tuple[FloatArray, float]:
     """The base colour texture.
 
@@ -88,14 +106,16 @@ def bake_colors(
         unseen: (T, 3) colour of each texel where no view sees it.
         settings: See `TextureSettings`.
         input_view: The view that is the picture which the others were made from; None: all are pictures.
+        screens: `screen_buffers` of the mesh, where they are known.
 
     Returns:
         (size, size, 3) sRGB in [0, 1], every texel filled, and the share of the surface's texels that no view sees.
     """
     cameras = views.orbit.cameras(views.size)
+    buffers = screen_buffers(mesh.vertices, mesh.faces, cameras) if screens is None else screens
     sights = []
     for k in range(len(cameras)):
-        sight = _sight(mesh, texels, cameras, k, views.rgba[k, ..., 3])
+        sight = _sight(texels, cameras, k, buffers[k], views.rgba[k, ..., 3])
         if k == input_view:
             sight.weight[:] *= settings.input_weight
         sights.append(sight)
@@ -107,7 +127,7 @@ def bake_colors(
     colors = _blend(sights, total, pictures)
     colors[~colored] = unseen[~colored]
     for round_ in range(settings.polish):
-        texture = _filled(colors, texels)
+        texture = texels.spread(colors)
         missing = [
             _missing(texture, mesh, sight, picture, rgba[..., 3])
             for sight, picture, rgba in zip(sights, pictures, views.rgba, strict=True)
@@ -115,7 +135,13 @@ def bake_colors(
         step = settings.polish_step * _blend(sights, total, missing)
         colors[colored] = np.clip(colors[colored] + step[colored], 0, 1)
         progress(len(cameras) + round_ + 1, len(cameras) + settings.polish + 1)
-    return _filled(colors, texels), float(1 - colored.mean())
+    return texels.spread(colors), float(1 - colored.mean())
+
+
+def screen_buffers(vertices: NDArray[np.float32], faces: NDArray[np.int32], cameras: Cameras) -> list[MeshBuffers]:
+    """What each camera sees of a mesh, at `SCREEN_SCALE` times its resolution."""
+    size = cameras.size * SCREEN_SCALE
+    return [rasterize_mesh(to_screen(vertices, cameras, k, SCREEN_SCALE), faces, size) for k in range(len(cameras))]
 
 
 def splat_colors(
@@ -129,7 +155,7 @@ def splat_colors(
     """
     # Facing the other way counts like a distance of a tenth of the object: the far side of a thin wall is too near.
     tree = cKDTree(np.concatenate([means, 0.05 * seen_from], axis=1))
-    _, nearest = tree.query(np.concatenate([texels.positions, 0.05 * texels.normals], axis=1), k=4, eps=0.3)
+    _, nearest = tree.query(np.concatenate([texels.positions, 0.05 * texels.normals], axis=1), k=4, eps=0.3, workers=-1)
     mean: FloatArray = colors[nearest].mean(axis=1)
     return mean
 
@@ -148,7 +174,7 @@ def bake_normals(
     Returns:
         (size, size, 3) in [0, 1].
     """
-    _, nearest = cKDTree(full.vertices).query(texels.positions, k=4, eps=0.1)
+    _, nearest = cKDTree(full.vertices).query(texels.positions, k=4, eps=0.1, workers=-1)
     detail = full.vertex_normals()[nearest]
     # Not the other side of a thin wall: it is as near, but faces away.
     agrees = np.einsum("tkc,tc->tk", detail, texels.normals) > 0.2
@@ -163,38 +189,25 @@ def bake_normals(
     local = np.stack([np.einsum("tc,tc->t", detail, axis) for axis in (tangent, bitangent, normal)], axis=1)
     local[:, 2] = np.maximum(local[:, 2], 0.05)
     local /= np.linalg.norm(local, axis=1, keepdims=True)
-    image = np.full((*texels.covered.shape, 3), 0.5, np.float32)
-    image[..., 2] = 1.0
-    image[texels.covered] = local * 0.5 + 0.5
-    return _dilated(image, texels.covered)
+    return texels.spread((local * 0.5 + 0.5).astype(np.float32))
 
 
-def _sight(mesh: UnwrappedMesh, texels: Texels, cameras: Cameras, k: int, alpha: FloatArray) -> _Sight:
-    size = cameras.size * SCREEN_SCALE
-    buffers = rasterize_mesh(to_screen(mesh.vertices, cameras, k, SCREEN_SCALE), mesh.faces, size)
+def _sight(texels: Texels, cameras: Cameras, k: int, buffers: MeshBuffers, alpha: FloatArray) -> _Sight:
     depth = np.where(buffers.depth >= FAR, 1e3, buffers.depth)
-    nearest = minimum_filter(depth, 3)
-    edge_distance = distance_transform_edt(maximum_filter(depth, 3) - nearest <= DEPTH_EDGE) / SCREEN_SCALE
-
+    nearest, edge = bake_kernels.depth_edges(depth, DEPTH_EDGE)
     screen = to_screen(texels.positions.astype(np.float32), cameras, k)
-    toward = cameras.centres[k] - texels.positions
-    toward /= np.linalg.norm(toward, axis=1, keepdims=True)
-    cosine = np.einsum("tc,tc->t", toward, texels.normals)
-    column, row = (np.clip((screen[:, i] * SCREEN_SCALE).astype(int), 0, size - 1) for i in range(2))
-    slack = DEPTH_SLACK + GRAZING_SLACK / np.maximum(cosine, 0.1)
-    visible = (screen[:, 2] - nearest[row, column] < slack) & (cosine > GRAZING)
-    weight = np.where(visible, np.maximum(cosine, 0) ** COS_POWER, 0)
-    weight *= np.clip(edge_distance[row, column] / GUARD_PX, 0.02, 1)
-    weight *= np.clip((_bilinear(alpha[..., None], screen)[:, 0] - 0.3) / 0.6, 0, 1)
-    return _Sight(weight.astype(np.float32), screen[:, :2], buffers)
+    weight = bake_kernels.sight_weights(
+        screen, texels.positions, texels.normals, cameras.centres[k], nearest, edge, np.ascontiguousarray(alpha),
+        SCREEN_SCALE, DEPTH_SLACK, GRAZING_SLACK, GRAZING, COS_POWER, GUARD_PX,
+    )  # fmt: skip
+    return _Sight(weight, np.ascontiguousarray(screen[:, :2]), buffers)
 
 
 def _blend(sights: list[_Sight], total: FloatArray, pictures: list[FloatArray]) -> FloatArray:
     """(T, 3) weighted mean of what the views show at each texel."""
     result = np.zeros((len(total), 3), np.float32)
     for sight, picture in zip(sights, pictures, strict=True):
-        rows = np.flatnonzero(sight.weight > 0)
-        result[rows] += sight.weight[rows, None] * _bilinear(picture, sight.xy[rows])
+        bake_kernels.add_weighted(result, sight.weight, sight.xy, picture)
     return result / np.maximum(total, 1e-9)[:, None]
 
 
@@ -202,15 +215,11 @@ def _missing(
     texture: FloatArray, mesh: UnwrappedMesh, sight: _Sight, picture: FloatArray, alpha: FloatArray
 ) -> FloatArray:
     """(S, S, 3) what the textured mesh lacks in one view, where both are solid."""
-    size = len(picture)
-    covered = sight.buffers.face >= 0
-    uv = sight.buffers.interpolate(mesh.uv, mesh.faces) * len(texture)
-    fine = np.zeros((*covered.shape, 4), np.float32)
-    fine[covered, :3] = _bilinear(texture, uv)
-    fine[covered, 3] = 1
-    shown = fine.reshape(size, SCREEN_SCALE, size, SCREEN_SCALE, 4).mean(axis=(1, 3))
-    solid = (shown[..., 3] > 0.99) & (alpha > 0.99)
-    return np.where(solid[..., None], picture - shown[..., :3] / np.maximum(shown[..., 3:], 1e-6), 0).astype(np.float32)
+    buffers = sight.buffers
+    lacking: FloatArray = bake_kernels.missing(
+        texture, buffers.face, buffers.weights, mesh.faces, mesh.uv, picture, np.ascontiguousarray(alpha), SCREEN_SCALE
+    )
+    return lacking
 
 
 def _bled(rgba: FloatArray) -> FloatArray:
@@ -218,29 +227,3 @@ def _bled(rgba: FloatArray) -> FloatArray:
     nearest = distance_transform_edt(rgba[..., 3] < 0.5, return_distances=False, return_indices=True)
     picture: FloatArray = rgba[nearest[0], nearest[1], :3]
     return picture
-
-
-def _filled(colors: FloatArray, texels: Texels) -> FloatArray:
-    texture = np.zeros((*texels.covered.shape, 3), np.float32)
-    texture[texels.covered] = colors
-    return _dilated(texture, texels.covered)
-
-
-def _dilated(texture: FloatArray, covered: NDArray[np.bool_]) -> FloatArray:
-    """Every texel off the charts takes the nearest one on them: no seam at any mip level, no black texel."""
-    nearest = distance_transform_edt(~covered, return_distances=False, return_indices=True)
-    filled: FloatArray = texture[nearest[0], nearest[1]]
-    return filled
-
-
-def _bilinear(image: FloatArray, xy: NDArray[np.float64]) -> FloatArray:
-    """Values of (H, W, C) at (P, 2) pixel coordinates (centres at +0.5), clamped at the border."""
-    height, width = image.shape[:2]
-    x = np.clip(xy[:, 0] - 0.5, 0, width - 1.001)
-    y = np.clip(xy[:, 1] - 0.5, 0, height - 1.001)
-    i, j = x.astype(int), y.astype(int)
-    a, b = (x - i)[:, None].astype(np.float32), (y - j)[:, None].astype(np.float32)
-    top = image[j, i] * (1 - a) + image[j, i + 1] * a
-    bottom = image[j + 1, i] * (1 - a) + image[j + 1, i + 1] * a
-    result: FloatArray = top * (1 - b) + bottom * b
-    return result

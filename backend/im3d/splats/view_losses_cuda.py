@@ -57,7 +57,7 @@ class CudaViewLosses(ViewLosses):
             return summed(self.parts(images, alpha, index))
         if self._graph is None:
             self._graph = _LossGraph(self, images, alpha, index)
-        values = _Replayed.apply(images, alpha, index, self._graph)
+        values = _Replayed.apply(images, alpha, index, self._graph, self)
         names = self._graph.names
         return values.sum(), dict(zip(names, values.detach(), strict=True))
 
@@ -103,10 +103,13 @@ class CudaViewLosses(ViewLosses):
 
 
 class _LossGraph:
-    """The recorded losses, and what they read and write."""
+    """The recorded losses, and what they read and write.
+
+    It does not keep the losses that it belongs to: in a circle of references the features of a fit's views, gigabytes,
+    would outlive it until Python looks for such circles.
+    """
 
     def __init__(self, losses: CudaViewLosses, images: Tensor, alpha: Tensor, index: Tensor) -> None:
-        self._losses = losses
         self._inputs = [x.detach().clone(memory_format=torch.contiguous_format) for x in (images, alpha, index)]
         self.names: list[str] = []
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
@@ -117,30 +120,32 @@ class _LossGraph:
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
             with torch.cuda.stream(beside):
                 for _ in range(WARM_UP):
-                    self._computed()
+                    self._computed(losses)
             torch.cuda.current_stream(images.device).wait_stream(beside)
             try:
                 # Relaxed: libraries may still load a kernel, from autograd's thread too.
                 with torch.cuda.graph(self._graph, capture_error_mode="relaxed"):
-                    self._values, self._gradients = self._computed()
+                    self._values, self._gradients = self._computed(losses)
             except RuntimeError as error:
                 logging.getLogger(__name__).warning("The losses are not recorded as a CUDA graph: %s", error)
                 self._graph = None
 
-    def replayed(self, images: Tensor, alpha: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def replayed(
+        self, losses: CudaViewLosses, images: Tensor, alpha: Tensor, index: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """The losses in the order of `names`, and the gradients of their sum by images and coverages."""
         for mine, given in zip(self._inputs, (images, alpha, index), strict=True):
             mine.copy_(given)
         if self._graph is None:
-            return self._computed()
+            return self._computed(losses)
         self._graph.replay()
         return self._values.clone(), [g.clone() for g in self._gradients]
 
-    def _computed(self) -> tuple[Tensor, list[Tensor]]:
+    def _computed(self, losses: CudaViewLosses) -> tuple[Tensor, list[Tensor]]:
         images, alpha, index = self._inputs
         images, alpha = images.detach().requires_grad_(), alpha.detach().requires_grad_()
         with torch.enable_grad():
-            parts = self._losses.parts(images, alpha, index)
+            parts = losses.parts(images, alpha, index)
             self.names = list(parts)
             values = torch.stack(list(parts.values()))
             gradients = torch.autograd.grad(values.sum(), (images, alpha))
@@ -151,8 +156,10 @@ class _Replayed(torch.autograd.Function):
     """Losses whose sum has a gradient; the parts alone have none."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, alpha: Tensor, index: Tensor, graph: _LossGraph) -> Tensor:
-        values, gradients = graph.replayed(images, alpha, index)
+    def forward(
+        ctx: Any, images: Tensor, alpha: Tensor, index: Tensor, graph: _LossGraph, losses: CudaViewLosses
+    ) -> Tensor:
+        values, gradients = graph.replayed(losses, images, alpha, index)
         ctx.save_for_backward(*gradients)
         return values
 
@@ -160,7 +167,7 @@ class _Replayed(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         images, alpha = ctx.saved_tensors
         scale = upstream[0][0]
-        return images * scale, alpha * scale, None, None
+        return images * scale, alpha * scale, None, None, None
 
 
 def _stacked(features: list[Features]) -> list[Tensor]:
