@@ -119,7 +119,7 @@ class RefineSettings:
         every: Fit iterations before each round.
         noise: Share of the noise ladder that the renders are lifted to, in (0, 1]: the paper's σ_r, which it does not
             state. 0: what suits the generator.
-        steps: Denoising steps of each round.
+        steps: Evaluations of the network in each round: denoising steps, or, for `mini`, restarts that are averaged.
         raise_deg: Each round also draws a second orbit, raised by so many degrees, and the fit goes on towards both; 0
             for none. Only `sv3d_p` can be told an elevation. Beyond the paper: views from above fix what a single ring
             cannot see, at twice the network calls.
