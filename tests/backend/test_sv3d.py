@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -423,3 +424,33 @@ class TestSmallWeights:
         generator.release()
         assert generator._networks is None
         np.testing.assert_array_equal(generator.generate(subject, 0, silent).rgba, before.rgba)
+
+
+def test_one_thread_at_a_time_asks_the_segmentation_network() -> None:
+    inside, most = [0], [0]
+
+    def segment(rgb: np.ndarray) -> np.ndarray:
+        assert torch.is_inference_mode_enabled()
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.01)  # gives another thread time to come in; nothing passes because of it
+        inside[0] -= 1
+        y, x = np.mgrid[: len(rgb), : len(rgb)] / len(rgb) - 0.5
+        return (x**2 + y**2 < 0.1).astype(np.float32)
+
+    generator = Sv3dGenerator("sv3d_u", "cpu", views=6, size=64, segment=segment)
+    noisy = np.random.default_rng(0).random((6, 64, 64, 3)).astype(np.float32)
+    cut = generator.cut_outs(noisy)
+    assert cut.shape == (6, 64, 64, 4)
+    assert most[0] == 1
+    for k in range(6):
+        np.testing.assert_array_equal(cut[k], generator._cut_out(noisy[k], k))
+    with pytest.raises(InputError, match="in view 2"):
+        Sv3dGenerator("sv3d_u", "cpu", views=4, size=64).cut_outs(_discs_but(2))
+
+
+def _discs_but(missing: int) -> np.ndarray:
+    """Four white views of 64² with a grey disc, but for one and all after it."""
+    y, x = np.mgrid[:64, :64] / 64 - 0.5
+    disc = np.where(x**2 + y**2 < 0.1, 0.4, 1.0).astype(np.float32)[..., None].repeat(3, axis=-1)
+    return np.stack([disc if k < missing else np.ones_like(disc) for k in range(4)])

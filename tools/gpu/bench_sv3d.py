@@ -85,9 +85,9 @@ class Measured(Sv3dGenerator):
 
         return measured
 
-    def _cut_out(self, rgb: FloatArray, index: int) -> FloatArray:
+    def cut_outs(self, rgb: FloatArray) -> FloatArray:
         with self.measured("cut out"):
-            return super()._cut_out(rgb, index)
+            return super().cut_outs(rgb)
 
     @contextmanager
     def measured(self, part: str) -> Iterator[None]:

@@ -42,8 +42,8 @@ def bench_fit(bench: Bench, views: OrbitViews, settings: FitSettings, peer: bool
         peer: Also run the loop as one would write it with the packages `lpips` and `pytorch_msssim`.
 
     Returns:
-        Splats at the end, seconds (in all, and without the first iterations, which load and choose kernels) and held-out
-        PSNR of the whole fit, and of the peer's.
+        Splats at the end, seconds (in all, and without the first iterations, which load and choose kernels) and
+        held-out PSNR of the whole fit, and of the peer's.
     """
     # The stock loss refuses small pictures, and both should do the same work.
     settings = dataclasses.replace(settings, ramp=0.0)

@@ -12,7 +12,10 @@ splats' renders for a refinement. The denoiser is EDM's with σ_data = 1 and v-p
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,7 +127,8 @@ class Sv3dGenerator:
         self.orbit = Orbit.uniform(views, elevation_deg, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
         self._device = torch.device(device)
-        self._steps, self._guidance, self._memory, self._segment = steps, guidance, memory, segment
+        self._steps, self._guidance, self._memory = steps, guidance, memory
+        self._segment = None if segment is None else _one_at_a_time(segment)
         self._checkpoint = checkpoint
         self._config = config or (SV3D_P if name == "sv3d_p" else SV3D_U)
         self._given, self._finetuned = networks, finetuned
@@ -175,7 +179,7 @@ class Sv3dGenerator:
             with placed(self._loaded().unet, self._device, self._chosen_mode()):
                 x = dpm_solver_2m(self.denoiser(conditioning), x, sigmas, lambda i, _, __: progress(i, steps))
             rgb = in_orbit_order(self.decode(x))
-        rgba = np.stack([self._cut_out(view, k) for k, view in enumerate(rgb)])
+        rgba = self.cut_outs(rgb)
         if self.name == "sv3d_u" or orbit.elevation_deg == self.orbit.elevation_deg:
             # The model redraws its input view; the input itself is truer. `sv3d_u` always draws at its elevation.
             rgba[self.input_frame] = picture
@@ -247,6 +251,15 @@ class Sv3dGenerator:
         result = (torch.cat(pictures) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return np.ascontiguousarray(result.numpy())
 
+    def cut_outs(self, rgb: FloatArray) -> FloatArray:
+        """Drawn views (K, S, S, 3) with alpha, on all of the processor's cores.
+
+        Raises:
+            InputError: A view shows no object; of several, the first one is named.
+        """
+        with ThreadPoolExecutor(min(len(rgb), os.cpu_count() or 1)) as pool:
+            return np.stack(list(pool.map(self._cut_out, rgb, range(len(rgb)))))
+
     def _cut_out(self, rgb: FloatArray, index: int) -> FloatArray:
         """A drawn view (S, S, 3), whose background is nearly white, with alpha.
 
@@ -280,6 +293,17 @@ class Sv3dGenerator:
             if self._chosen_mode().chunked_feed_forward:
                 self._networks.unet.enable_forward_chunking()
         return self._networks
+
+
+def _one_at_a_time(segment: Segment) -> Segment:
+    """The network for threads: one of them uses it at a time, and none keeps what a gradient would need."""
+    lock = threading.Lock()
+
+    def locked(rgb: FloatArray) -> FloatArray:
+        with lock, torch.inference_mode():  # the mode is a thread's own
+            return segment(rgb)
+
+    return locked
 
 
 def guidance_scales(views: int, highest: float) -> Tensor:
