@@ -30,8 +30,8 @@ from im3d.packs import Pack, Part, Prop
 CELLS = 64
 # Points sampled on a prop's surface: about thirty in each cell of a face as large as the grid's own.
 POINTS = 120_000
-# Distances are kept in steps of this, as a byte that is 128 at the surface and more inside.
-DISTANCE_STEP = 1 / 512
+# Distances are kept in steps of this, as a byte that is `AT_SURFACE` at the surface and more inside.
+DISTANCE_STEP, AT_SURFACE = 1 / 512, 128
 # Surfaces are moved outwards: of solids a little, by what the volume's cells blur away; sheets by more, or views that
 # see them from their edge would lose them. In units of the unit sphere that holds a prop; a cell of `mini`'s volume has
 # 1/32. Chosen by how well true volumes, drawn as the network's are, match masks of held-out props (training log).
@@ -59,7 +59,7 @@ class GridSet:
 
 def distances(cells: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Signed distances (…) to the surface of cells (…, 4), in units of the prop's unit sphere, negative inside."""
-    inside: NDArray[np.float32] = (cells[..., 3].astype(np.float32) - 128) * DISTANCE_STEP
+    inside: NDArray[np.float32] = (cells[..., 3].astype(np.float32) - AT_SURFACE) * DISTANCE_STEP
     return -inside
 
 
@@ -79,7 +79,7 @@ def distance_grid(prop: Prop, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray
     grid = np.empty((CELLS, CELLS, CELLS, 4), np.uint8)
     grid[..., :3] = (colour[tuple(nearest)] * 255).round()
     inside = _signed(shell, away < NEAR, points, half)
-    grid[..., 3] = (128 + inside / DISTANCE_STEP).round().clip(0, 255)
+    grid[..., 3] = (AT_SURFACE + inside / DISTANCE_STEP).round().clip(0, 255)
     return grid, half.astype(np.float32)
 
 

@@ -18,7 +18,7 @@ from im3d.generators.mini_frustum import RADIUS, TAN, camera_axes, camera_points
 from im3d.orbit import DEFAULT_VIEWS
 from im3d.packs import Pack
 from im3d.training.batches import Changes
-from im3d.training.grids import DISTANCE_STEP, GridSet
+from im3d.training.grids import AT_SURFACE, DISTANCE_STEP, GridSet
 from im3d.training.orbits import OrbitSet
 from im3d.training.render import recipe_of
 
@@ -143,7 +143,7 @@ class OrbitVolumes:
             for axis, step in enumerate((x, y, z)):
                 weight = weight * (share[:, axis] if step else 1 - share[:, axis])
             total += weight * stored[first + (z * n + y) * n + x].float()
-        return (total - 128) * DISTANCE_STEP
+        return (total - AT_SURFACE) * DISTANCE_STEP
 
 
 def frames(
