@@ -130,14 +130,16 @@ def test_every_loss_is_taken_against_the_views_named() -> None:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
-def test_the_triton_kernel_computes_what_numba_does() -> None:
+def test_the_triton_kernels_compute_what_torch_and_numba_do() -> None:
     script = Path(__file__).with_name("triton_interpreter.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for differences in json.loads(done.stdout):
-        assert differences["value"] < 1e-5
-        assert differences["gradient"] < 1e-5
+    found = json.loads(done.stdout)
+    assert len(found) == 6
+    for name, differences in found.items():
+        assert differences["value"] < 1e-5, name
+        assert differences["gradient"] < 1e-5, name
 
 
 def test_the_losses_of_a_gpu_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

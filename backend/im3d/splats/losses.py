@@ -6,6 +6,7 @@ Targets do not change during a fit, so everything about them that a loss needs i
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,19 +86,32 @@ def ms_ssim(images: Tensor, target: SsimTarget, box: Box | None = None) -> Tenso
         box: Outside it images and targets are equal, and equal also in the ten pixels inside its border: there the
             finest scale, which costs most, need not look. At least 11 pixels wide.
     """
-    scales = len(target.images)
+
+    def of_scale(scale: int, x: Tensor, last: bool) -> Tensor:
+        y, mean_y, var_y = target.images[scale], target.means[scale], target.variances[scale]
+        if box is not None and scale == 0:
+            return _similarity_within(box, x, y, mean_y, var_y, luminance=last)
+        return _similarity(x, y, mean_y, var_y, luminance=last)
+
+    return ms_ssim_of(images, len(target.images), of_scale)
+
+
+def ms_ssim_of(images: Tensor, scales: int, similarity: Callable[[int, Tensor, bool], Tensor]) -> Tensor:
+    """MS-SSIM by a given similarity of one scale.
+
+    Args:
+        images: (B, 3, S, S) in [0, 1].
+        scales: How many.
+        similarity: Of a scale's number, the images at that scale, and whether it is the last, which adds the luminance
+            term: (B, 3) mean similarity of each plane.
+    """
     weights = [w / sum(SCALE_WEIGHTS[:scales]) * sum(SCALE_WEIGHTS) for w in SCALE_WEIGHTS[:scales]]
     product: Tensor | None = None
     x = images
-    for scale, (y, mean_y, var_y) in enumerate(zip(target.images, target.means, target.variances, strict=True)):
+    for scale in range(scales):
         if scale:
             x = _halved(x)
-        last = scale == scales - 1
-        if box is not None and scale == 0:
-            similarity = _similarity_within(box, x, y, mean_y, var_y, luminance=last)
-        else:
-            similarity = _similarity(x, y, mean_y, var_y, luminance=last)
-        factor = _positive(similarity) ** weights[scale]
+        factor = _positive(similarity(scale, x, scale == scales - 1)) ** weights[scale]
         product = factor if product is None else product * factor
     assert product is not None
     return product.mean()
@@ -108,7 +122,7 @@ def _similarity(x: Tensor, y: Tensor, mean_y: Tensor, var_y: Tensor, luminance: 
     if x.device.type == "cpu" and x.dtype == torch.float32:
         from im3d.splats import ssim_cpu
 
-        return ssim_cpu.similarity(x, y, mean_y, var_y, _window().float(), luminance)
+        return ssim_cpu.similarity(x, y, mean_y, var_y, gaussian_window().float(), luminance)
     # One filter call for the three maps that depend on x.
     mean_x, square, cross = _blurred(torch.cat([x, x * x, x * y], dim=1)).chunk(3, dim=1)
     value = (2 * (cross - mean_x * mean_y) + C2) / (square - mean_x * mean_x + var_y + C2)
@@ -158,14 +172,14 @@ def _blurred(x: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=32)
 def _window_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(size − WINDOW + 1, size): row i holds the window at i."""
-    window = _window()
+    window = gaussian_window()
     matrix = torch.zeros(size - WINDOW + 1, size, dtype=torch.float64)
     for i in range(len(matrix)):
         matrix[i, i : i + WINDOW] = window
     return matrix.to(device, dtype)
 
 
-def _window() -> Tensor:
+def gaussian_window() -> Tensor:
     """(WINDOW,) float64 Gaussian of unit sum."""
     x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     window = torch.exp(-(x**2) / (2 * SIGMA**2))

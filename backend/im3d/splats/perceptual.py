@@ -198,12 +198,18 @@ class Vgg16(nn.Module):
             self.blocks.append(convolutions)
             index += 1
 
+    @property
+    def convolutions(self) -> list[list[nn.Conv2d]]:
+        """The convolutions of each block."""
+        return [
+            [c for c in block if isinstance(c, nn.Conv2d)] for block in self.blocks if isinstance(block, nn.ModuleList)
+        ]
+
     def forward(self, x: Tensor) -> list[Tensor]:
         taps = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.convolutions):
             if i:
                 x = F.max_pool2d(x, 2)
-            assert isinstance(block, nn.ModuleList)
             for convolution in block:
                 x = F.relu(convolution(x), inplace=True)
             taps.append(x)

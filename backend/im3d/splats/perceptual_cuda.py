@@ -76,6 +76,22 @@ class _LayerDistance(torch.autograd.Function):
 if triton is not None:
 
     @triton.jit
+    def distance_and_slope(mine, target, w, tiny, eps):  # type: ignore[no-untyped-def]
+        """Σ_c w_c·(f_c/|f| − t_c)² of each pixel (P,) of features f (P, C), and its gradient by f."""
+        squared = tl.sum(mine * mine, axis=1)
+        energy = tl.sum(w * mine * mine, axis=1)
+        shared = tl.sum(w * mine * target, axis=1)
+        theirs = tl.sum(w * target * target, axis=1)
+        root = tl.sqrt(tl.maximum(squared, tiny))
+        inverse = 1.0 / (root + eps)
+        distance = energy * inverse * inverse - 2.0 * shared * inverse + theirs
+        both = 2.0 * inverse
+        # The derivative of the length, along the feature itself.
+        along = tl.where(squared > tiny, (shared - energy * inverse) * inverse * both / root, 0.0)
+        slope = both[:, None] * w * (mine * inverse[:, None] - target) + along[:, None] * mine
+        return distance, slope
+
+    @triton.jit
     def _distance(  # type: ignore[no-untyped-def]
         f, t, rows, weight, gradient, sums, pixels, channels, unit, tiny, eps, C: tl.constexpr, P: tl.constexpr
     ):
@@ -90,16 +106,6 @@ if triton is not None:
         w = tl.load(weight + c, mask=c < channels, other=0.0)[None, :]
         mine = tl.load(f + here, mask=inside, other=0.0).to(tl.float32)
         target = tl.load(t + there, mask=inside, other=0).to(tl.float32) * unit
-        squared = tl.sum(mine * mine, axis=1)
-        energy = tl.sum(w * mine * mine, axis=1)
-        shared = tl.sum(w * mine * target, axis=1)
-        theirs = tl.sum(w * target * target, axis=1)
-        root = tl.sqrt(tl.maximum(squared, tiny))
-        inverse = 1.0 / (root + eps)
-        distance = energy * inverse * inverse - 2.0 * shared * inverse + theirs
+        distance, slope = distance_and_slope(mine, target, w, tiny, eps)
         tl.store(sums + view * tl.num_programs(0) + block, tl.sum(tl.where(p < pixels, distance, 0.0), axis=0))
-        both = 2.0 * inverse
-        # The derivative of the length, along the feature itself.
-        along = tl.where(squared > tiny, (shared - energy * inverse) * inverse * both / root, 0.0)
-        slope = both[:, None] * w * (mine * inverse[:, None] - target) + along[:, None] * mine
         tl.store(gradient + here, slope.to(gradient.dtype.element_ty), mask=inside)

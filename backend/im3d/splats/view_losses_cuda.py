@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from im3d.settings import FitSettings
-from im3d.splats import perceptual_cuda
-from im3d.splats.losses import SsimTarget, mask_loss, ms_ssim, rgb_loss
-from im3d.splats.perceptual import EPS, PACKED_UNIT, TINY, Features, Perceptual
+from im3d.splats import perceptual_cuda, ssim_cuda
+from im3d.splats.losses import C1, C2, SsimTarget, gaussian_window, mask_loss, ms_ssim, ms_ssim_of, rgb_loss
+from im3d.splats.perceptual import EPS, PACKED_UNIT, TINY, Features, Perceptual, Vgg16
+from im3d.splats.vgg16_cuda import vgg16_distance
 from im3d.splats.view_losses import ViewLosses, summed
 
 # Runs before a graph is recorded: libraries choose their kernels in the first ones.
@@ -41,6 +42,7 @@ class CudaViewLosses(ViewLosses):
         self._count = len(rgba)
         self._targets = torch.cat(self.images)
         self._target_ssim = _joined(self._ssim) if self._ssim else None
+        self._window = gaussian_window().float().to(rgba.device)
         self._target_features: list[Tensor] = []
         if perceptual is not None:
             self._target_features = _stacked([f for of_one in self._features for f in of_one])
@@ -68,15 +70,14 @@ class CudaViewLosses(ViewLosses):
         if weights.rgb > 0:
             parts["rgb"] = weights.rgb * rgb_loss(images, targets[index])
         if self._target_ssim is not None:
-            parts["ms_ssim"] = weights.ms_ssim * (1 - ms_ssim(images, self._target_ssim[index]))
+            parts["ms_ssim"] = weights.ms_ssim * (1 - self._ms_ssim(images, index))
         if self._target_features:
             parts["lpips"] = weights.lpips * self._perceptual_distance(images, index)
         return parts
 
     def ms_ssim(self, images: Tensor, rows: list[int], background: int) -> Tensor:
         """As of `ViewLosses`, launched kernel by kernel."""
-        assert self._target_ssim is not None
-        return ms_ssim(images, self._target_ssim[self._index(rows, background)])
+        return self._ms_ssim(images, self._index(rows, background))
 
     def distance(self, images: Tensor, rows: list[int], background: int) -> Tensor:
         """As of `ViewLosses`, launched kernel by kernel."""
@@ -88,16 +89,32 @@ class CudaViewLosses(ViewLosses):
         # Not waited for: the copy is taken before the call returns.
         return wanted.to(self._targets.device, non_blocking=True)
 
+    def _ms_ssim(self, images: Tensor, index: Tensor) -> Tensor:
+        target = self._target_ssim
+        assert target is not None
+        if not perceptual_cuda.available(images.device):
+            return ms_ssim(images, target[index])
+
+        def similarity(scale: int, x: Tensor, last: bool) -> Tensor:
+            theirs = target.images[scale], target.means[scale], target.variances[scale]
+            return ssim_cuda.similarity(x, *theirs, index, self._window, (C1, C2), last)
+
+        return ms_ssim_of(images, len(target.images), similarity)
+
     def _perceptual_distance(self, images: Tensor, index: Tensor) -> Tensor:
         assert self.perceptual is not None
         shown = self._shrunk(images)
-        if not perceptual_cuda.available(images.device):
-            return self.perceptual(shown, Features([t[index].permute(0, 3, 1, 2) for t in self._target_features]))
         perceptual, targets = self.perceptual, self._target_features
+        if not perceptual_cuda.available(images.device):
+            return perceptual(shown, Features([t[index].permute(0, 3, 1, 2) for t in targets]))
+        weights = [perceptual.get_buffer(f"weight{i}") for i in range(len(targets))]
+        constants = (PACKED_UNIT, TINY, EPS)
+        if isinstance(perceptual.network, Vgg16):
+            normal = perceptual.get_buffer("mean"), perceptual.get_buffer("std")
+            return vgg16_distance(shown, *normal, perceptual.network.convolutions, targets, index, weights, *constants)
 
         def distance(layer: int, mine: Tensor) -> Tensor:
-            weight = perceptual.get_buffer(f"weight{layer}")
-            return perceptual_cuda.layer_distance(mine, targets[layer], index, weight, PACKED_UNIT, TINY, EPS)
+            return perceptual_cuda.layer_distance(mine, targets[layer], index, weights[layer], *constants)
 
         return perceptual.summed(shown, distance)
 
