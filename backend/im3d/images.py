@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,8 @@ class OrbitViews:
         """The same views with pictures of another side."""
         if size == self.size:
             return self
-        return OrbitViews(np.stack([resized(view, size, size) for view in self.rgba]), self.orbit)
+        with ThreadPoolExecutor(min(len(self.rgba), os.cpu_count() or 1)) as pool:  # Pillow lets go of the lock
+            return OrbitViews(np.stack(list(pool.map(lambda view: resized(view, size, size), self.rgba))), self.orbit)
 
 
 def premultiplied(rgba: FloatArray) -> FloatArray:

@@ -92,9 +92,12 @@ class Cameras:
             (C, N, 3): x and y in pixels (pixel centres at +0.5), z the depth along the optical axis.
         """
         V = self.viewmats.astype(np.float64)
-        p = np.einsum("cij,nj->cni", V[:, :3, :3], np.asarray(points, dtype=np.float64)) + V[:, None, :3, 3]
-        xy = self.focal * p[..., :2] / p[..., 2:] + self.size / 2
-        return np.concatenate([xy, p[..., 2:]], axis=-1)
+        p: NDArray[np.float64] = np.asarray(points, dtype=np.float64) @ V[:, :3, :3].swapaxes(1, 2)
+        p += V[:, None, :3, 3]
+        # In place: textures project a million texels for every view.
+        p[..., :2] *= self.focal / p[..., 2:]
+        p[..., :2] += self.size / 2
+        return p
 
 
 def look_at_origin(azimuth_deg: float, elevation_deg: float, radius: float) -> FloatArray:

@@ -71,12 +71,29 @@ class Texels:
 
 
 @dataclass(frozen=True)
+class MeshView:
+    """What one view shows of a mesh, whichever atlas it gets.
+
+    Attributes:
+        buffers: The mesh as the camera sees it, at `SCREEN_SCALE` times the resolution of the picture.
+        nearest, edge: Of `bake_kernels.depth_edges`, at the same resolution.
+        picture: (S, S, 3) sRGB, its colours carried outwards from where it is solid.
+        alpha: (S, S) its coverage.
+    """
+
+    buffers: MeshBuffers
+    nearest: FloatArray
+    edge: NDArray[np.bool_]
+    picture: FloatArray
+    alpha: FloatArray
+
+
+@dataclass(frozen=True)
 class _Sight:
-    """One view of the texels: its weight for each (T,), where they lie in it (T, 2), and its buffers of the mesh."""
+    """One view of the texels: its weight for each (T,), and where they lie in it (T, 2)."""
 
     weight: FloatArray
     xy: NDArray[np.float64]
-    buffers: MeshBuffers
 
 
 def atlas_texels(mesh: UnwrappedMesh, normals: FloatArray, size: int) -> Texels:
@@ -96,7 +113,7 @@ def bake_colors(
     settings: TextureSettings,
     progress: Progress = silent,
     input_view: int | None = None,
-    screens: list[MeshBuffers] | None = None,
+    mesh_views: list[MeshView] | None = None,
 ) -> tuple[FloatArray, float]:
     """The base colour texture.
 
@@ -106,42 +123,44 @@ def bake_colors(
         unseen: (T, 3) colour of each texel where no view sees it.
         settings: See `TextureSettings`.
         input_view: The view that is the picture which the others were made from; None: all are pictures.
-        screens: `screen_buffers` of the mesh, where they are known.
+        mesh_views: `views_of_mesh`, where they are known.
 
     Returns:
         (size, size, 3) sRGB in [0, 1], every texel filled, and the share of the surface's texels that no view sees.
     """
     cameras = views.orbit.cameras(views.size)
-    buffers = screen_buffers(mesh.vertices, mesh.faces, cameras) if screens is None else screens
+    seen = views_of_mesh(mesh.vertices, mesh.faces, views) if mesh_views is None else mesh_views
     sights = []
-    for k in range(len(cameras)):
-        sight = _sight(texels, cameras, k, buffers[k], views.rgba[k, ..., 3])
+    for k, view in enumerate(seen):
+        sight = _sight(texels, cameras, k, view)
         if k == input_view:
             sight.weight[:] *= settings.input_weight
         sights.append(sight)
         progress(k + 1, len(cameras) + settings.polish + 1)
     total = np.sum([s.weight for s in sights], axis=0)
     colored = total > SEEN
-    pictures = [_bled(rgba) for rgba in views.rgba]
 
-    colors = _blend(sights, total, pictures)
+    colors = _blend(sights, total, [view.picture for view in seen])
     colors[~colored] = unseen[~colored]
     for round_ in range(settings.polish):
         texture = texels.spread(colors)
-        missing = [
-            _missing(texture, mesh, sight, picture, rgba[..., 3])
-            for sight, picture, rgba in zip(sights, pictures, views.rgba, strict=True)
-        ]
+        missing = [_missing(texture, mesh, view) for view in seen]
         step = settings.polish_step * _blend(sights, total, missing)
         colors[colored] = np.clip(colors[colored] + step[colored], 0, 1)
         progress(len(cameras) + round_ + 1, len(cameras) + settings.polish + 1)
     return texels.spread(colors), float(1 - colored.mean())
 
 
-def screen_buffers(vertices: NDArray[np.float32], faces: NDArray[np.int32], cameras: Cameras) -> list[MeshBuffers]:
-    """What each camera sees of a mesh, at `SCREEN_SCALE` times its resolution."""
-    size = cameras.size * SCREEN_SCALE
-    return [rasterize_mesh(to_screen(vertices, cameras, k, SCREEN_SCALE), faces, size) for k in range(len(cameras))]
+def views_of_mesh(vertices: FloatArray, faces: NDArray[np.int32], views: OrbitViews) -> list[MeshView]:
+    """What each view shows of a mesh."""
+    cameras = views.orbit.cameras(views.size)
+    found = []
+    for k, rgba in enumerate(views.rgba):
+        buffers = rasterize_mesh(to_screen(vertices, cameras, k, SCREEN_SCALE), faces, cameras.size * SCREEN_SCALE)
+        depth = np.where(buffers.depth >= FAR, 1e3, buffers.depth)
+        nearest, edge = bake_kernels.depth_edges(depth, DEPTH_EDGE)
+        found.append(MeshView(buffers, nearest, edge, _bled(rgba), np.ascontiguousarray(rgba[..., 3])))
+    return found
 
 
 def splat_colors(
@@ -192,15 +211,13 @@ def bake_normals(
     return texels.spread((local * 0.5 + 0.5).astype(np.float32))
 
 
-def _sight(texels: Texels, cameras: Cameras, k: int, buffers: MeshBuffers, alpha: FloatArray) -> _Sight:
-    depth = np.where(buffers.depth >= FAR, 1e3, buffers.depth)
-    nearest, edge = bake_kernels.depth_edges(depth, DEPTH_EDGE)
+def _sight(texels: Texels, cameras: Cameras, k: int, view: MeshView) -> _Sight:
     screen = to_screen(texels.positions.astype(np.float32), cameras, k)
     weight = bake_kernels.sight_weights(
-        screen, texels.positions, texels.normals, cameras.centres[k], nearest, edge, np.ascontiguousarray(alpha),
-        SCREEN_SCALE, DEPTH_SLACK, GRAZING_SLACK, GRAZING, COS_POWER, GUARD_PX,
+        screen, texels.positions, texels.normals, cameras.centres[k], view.nearest, view.edge,
+        view.alpha, SCREEN_SCALE, DEPTH_SLACK, GRAZING_SLACK, GRAZING, COS_POWER, GUARD_PX,
     )  # fmt: skip
-    return _Sight(weight, np.ascontiguousarray(screen[:, :2]), buffers)
+    return _Sight(weight, np.ascontiguousarray(screen[:, :2]))
 
 
 def _blend(sights: list[_Sight], total: FloatArray, pictures: list[FloatArray]) -> FloatArray:
@@ -211,13 +228,10 @@ def _blend(sights: list[_Sight], total: FloatArray, pictures: list[FloatArray]) 
     return result / np.maximum(total, 1e-9)[:, None]
 
 
-def _missing(
-    texture: FloatArray, mesh: UnwrappedMesh, sight: _Sight, picture: FloatArray, alpha: FloatArray
-) -> FloatArray:
+def _missing(texture: FloatArray, mesh: UnwrappedMesh, view: MeshView) -> FloatArray:
     """(S, S, 3) what the textured mesh lacks in one view, where both are solid."""
-    buffers = sight.buffers
     lacking: FloatArray = bake_kernels.missing(
-        texture, buffers.face, buffers.weights, mesh.faces, mesh.uv, picture, np.ascontiguousarray(alpha), SCREEN_SCALE
+        texture, view.buffers.face, view.buffers.weights, mesh.faces, mesh.uv, view.picture, view.alpha, SCREEN_SCALE
     )
     return lacking
 

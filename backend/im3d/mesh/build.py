@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from im3d.images import OrbitViews
-from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, screen_buffers, splat_colors
+from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors, views_of_mesh
 from im3d.mesh.field import CPU, density_field, fused_field
 from im3d.mesh.outline import fit_outlines
 from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
@@ -152,16 +152,16 @@ def texture_surface(
         cameras = views.orbit.cameras(views.size)
         seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
         smooth = surface.mesh.vertex_normals()
-        screens = screen_buffers(surface.mesh.vertices, surface.mesh.faces, cameras)
+        mesh_views = views_of_mesh(surface.mesh.vertices, surface.mesh.faces, views)
         unwrapped = atlas.result()
     normals = smooth[unwrapped.source]
     tangents = vertex_tangents(unwrapped, normals)
     texels = atlas_texels(unwrapped, normals, settings.size)
     guess = splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
-    # The atlas has the same faces; were they in another order, the buffers would not be its.
+    # The atlas has the same faces; were they in another order, what the views show would not be its.
     same = np.array_equal(unwrapped.source[unwrapped.faces], surface.mesh.faces)
     base_color, unseen = bake_colors(
-        unwrapped, texels, views, guess, settings, progress, input_view, screens if same else None
+        unwrapped, texels, views, guess, settings, progress, input_view, mesh_views if same else None
     )
     normal_map = bake_normals(unwrapped, texels, normals, tangents, surface.full) if settings.normal_map else None
     return TexturedMesh(unwrapped, normals, tangents, base_color, normal_map, unseen)
