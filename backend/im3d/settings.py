@@ -163,6 +163,8 @@ class Sv3dSettings:
             20 steps are the paper's "around 40 evaluations" (3.4).
         guidance: Scale of the classifier-free guidance opposite the input view.
         memory: Size in GB of the GPU that memory is arranged for; "auto" goes by what is free.
+        compile: Whether the network's blocks are compiled: a denoising step takes a third less time, after a minute and
+            a half once on a machine and ten seconds in each process. Worth it for many objects.
         finetuned: A temporal.safetensors of `im3d train finetune`, laid over the published weights; "" for none.
     """
 
@@ -171,6 +173,7 @@ class Sv3dSettings:
     steps: int = 20
     guidance: float = 2.5
     memory: Literal["auto", "24", "12", "8"] = "auto"
+    compile: bool = False
     finetuned: str = ""
 
 

@@ -19,19 +19,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_sv3d import TINY, _disc, random_networks
+from bench_sv3d import TINY, Measured, Stopwatch, _disc, random_networks
 
 from im3d.bench.fit import random_vgg16
 from im3d.generators.base import Subject
 from im3d.generators.files import read_orbit
-from im3d.generators.sv3d import Sv3dGenerator
 from im3d.generators.sv3d_network import SV3D_P, Sv3dNetworks
 from im3d.images import OrbitViews
 from im3d.mesh.build import build_surface, texture_surface
@@ -48,33 +46,13 @@ UNTIL = (400, 800, 1200)
 SCALED_STEPS, WARM_STEPS = 40, 15
 
 
-class Stopwatch:
-    """Seconds and peak GPU memory of named parts, added up over their calls."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.rows: dict[str, dict[str, float]] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        cuda = self._device.type == "cuda"
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        yield
-        row = self.rows.setdefault(name, {"seconds": 0.0, "gpu_gb": 0.0})
-        if cuda:
-            torch.cuda.synchronize()
-            row["gpu_gb"] = max(row["gpu_gb"], torch.cuda.max_memory_allocated() / 1e9)
-        row["seconds"] += time.perf_counter() - start
-
-
-def generator_of(networks: Sv3dNetworks, views: int, size: int, device: torch.device, tiny: bool) -> Sv3dGenerator:
+def generator_of(
+    networks: Sv3dNetworks, views: int, size: int, device: torch.device, tiny: bool, compiled: bool = False
+) -> Measured:
     """SV3D with given networks, all of them kept on the device."""
-    return Sv3dGenerator(
+    return Measured(
         "sv3d_p", device, 10.0, views, size, STEPS, memory="24", segment=lambda rgb: _disc(len(rgb)),
-        config=TINY if tiny else SV3D_P, networks=networks,
+        config=TINY if tiny else SV3D_P, networks=networks, compiled=compiled,
     )  # fmt: skip
 
 
@@ -82,15 +60,17 @@ def subject_of(size: int) -> Subject:
     return Subject(np.dstack([np.full((size, size, 3), 0.5, np.float32), _disc(size)]))
 
 
-def budget(networks: Sv3dNetworks, views: OrbitViews, device: torch.device, small: bool) -> dict[str, Any]:
+def budget(
+    networks: Sv3dNetworks, views: OrbitViews, device: torch.device, small: bool, compiled: bool
+) -> dict[str, Any]:
     """One object as the paper makes it: seconds and GPU memory of each stage."""
     size, fit_settings, until = SIZE, FIT, UNTIL
     if small:
-        size, until = 64, (4, 8, 12)
-        fit_settings = dataclasses.replace(FIT, iterations=12, size=64, points=500, max_gaussians=1000)
+        size, until = 64, (20, 40, 60)
+        fit_settings = dataclasses.replace(FIT, iterations=60, size=64, points=500, max_gaussians=1000)
     settings = preset_settings("paper")
     watch = Stopwatch(device)
-    generator = generator_of(networks, VIEWS, size, device, small)
+    generator = generator_of(networks, VIEWS, size, device, small, compiled)
     subject = subject_of(size)
     start = time.perf_counter()
     with watch.part("orbit"):
@@ -113,7 +93,8 @@ def budget(networks: Sv3dNetworks, views: OrbitViews, device: torch.device, smal
     with watch.part("GLB"), tempfile.TemporaryDirectory() as folder:
         write_glb(Path(folder) / "mesh.glb", textured, "bench", 1.0)
     return {"whole_s": time.perf_counter() - start, "network_calls": generator.network_calls,
-            "splats": len(gaussians), "faces": len(surface.mesh.faces), "parts": watch.rows}  # fmt: skip
+            "splats": len(gaussians), "faces": len(surface.mesh.faces), "parts": watch.rows,
+            "of the generator": generator.watch.rows}  # fmt: skip
 
 
 def median_ms(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -191,23 +172,27 @@ def main() -> int:
     parser.add_argument("--scaling", action="store_true", help="instead: what a step costs by views, splats, pixels")
     parser.add_argument("--repeats", type=int, default=3, help="whole runs after the first (default: 3)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--compile", action="store_true", help="with sv3d.compile")
     parser.add_argument("--tiny", action="store_true", help="small everything, to try the tool out")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--plot", type=Path, help="PNG of --scaling")
     args = parser.parse_args()
     device = torch.device(args.device)
     views = read_orbit(args.views).views
-    networks = random_networks(TINY if args.tiny else SV3D_P, torch.float16 if device.type == "cuda" else torch.float32)
+    half = torch.float16 if device.type == "cuda" else torch.float32
+    networks = random_networks(TINY if args.tiny else SV3D_P, half, args.device)
     answer: dict[str, Any] = {"device": torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu"}
     if args.scaling:
         answer |= scaling(networks, views, device, args.tiny)
         if args.plot:
             plot(answer, args.plot)
     else:
-        answer["cold"] = budget(networks, views, device, args.tiny)
-        answer["warm"] = [budget(networks, views, device, args.tiny) for _ in range(args.repeats)]
-        whole = [run["whole_s"] for run in answer["warm"]]
-        answer["median_s"] = statistics.median(whole)
+        runs: list[dict[str, Any]] = []
+        for _ in range(1 + args.repeats):
+            runs.append(budget(networks, views, device, args.tiny, args.compile))
+            # Each at once, so that a run that is cut off is not lost.
+            print(json.dumps(runs[-1]), flush=True)
+        answer |= {"cold": runs[0], "warm": runs[1:], "median_s": statistics.median(r["whole_s"] for r in runs[1:])}
         print(table(answer))
     if args.out:
         args.out.write_text(json.dumps(answer, indent=1), encoding="utf-8")
@@ -221,9 +206,8 @@ def table(answer: dict[str, Any]) -> str:
     for part, cold in answer["cold"]["parts"].items():
         warm = [run["parts"][part]["seconds"] for run in answer["warm"]]
         spread = f"{min(warm):.2f} … {max(warm):.2f}"
-        lines.append(
-            f"| {part} | {cold['seconds']:.2f} | {statistics.median(warm):.2f} | {spread} | {cold['gpu_gb']:.1f} |"
-        )
+        seconds, peak = f"{cold['seconds']:.2f} | {statistics.median(warm):.2f}", cold.get("allocated_gb", 0)
+        lines.append(f"| {part} | {seconds} | {spread} | {peak:.1f} |")
     whole = [run["whole_s"] for run in answer["warm"]]
     spread = f"{min(whole):.2f} … {max(whole):.2f}"
     lines.append(f"| whole | {answer['cold']['whole_s']:.2f} | {answer['median_s']:.2f} | {spread} | |")

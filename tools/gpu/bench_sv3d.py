@@ -37,13 +37,13 @@ SIZES = ("16x512", "21x576")
 TINY = Sv3dConfig(1280, (32, 64, 96, 96), (1, 2, 3, 3), 32, (32, 64, 96, 96), 32, 64, 2, 2, 14, 56)
 
 
-def random_networks(config: Sv3dConfig, half: torch.dtype) -> Sv3dNetworks:
-    """The three networks on the CPU, filled with noise small enough that nothing overflows in half precision."""
+def random_networks(config: Sv3dConfig, half: torch.dtype, device: str = "cpu") -> Sv3dNetworks:
+    """The three networks, filled with noise small enough that nothing overflows in half precision."""
     networks = empty_networks(config)
     for network, dtype in ((networks.unet, half), (networks.image_encoder, half), (networks.vae, torch.float32)):
-        network.to(dtype).to_empty(device="cpu").requires_grad_(False)
-        # A million draws over and over: two billion take longer than all that is measured.
-        pool = torch.randn(1 << 20)
+        network.to(dtype).to_empty(device=device).requires_grad_(False)
+        # A million draws over and over: on a processor two billion take longer than all that is measured.
+        pool = torch.randn(1 << 20, device=device)
         for tensor in network.state_dict().values():
             if tensor.is_floating_point():
                 spread = 0.5 / max(1, tensor[0].numel() if tensor.ndim > 1 else 4) ** 0.5
@@ -52,54 +52,30 @@ def random_networks(config: Sv3dConfig, half: torch.dtype) -> Sv3dNetworks:
                     chunk.copy_(draws[: len(chunk)])
     # The one buffer that is no weight numbers the patches.
     embeddings = networks.image_encoder.vision_model.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions).expand(1, -1)
+    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device).expand(1, -1)
     return networks
 
 
-class Measured(Sv3dGenerator):
-    """SV3D with a stopwatch and a memory gauge on each of its parts."""
+class Stopwatch:
+    """Seconds and peak GPU memory of named parts, added up over their calls.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    Attributes:
+        rows: By part: calls, seconds, and on a GPU allocated_gb and reserved_gb.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
         self.rows: dict[str, dict[str, float]] = {}
-        self.prefix = ""
-
-    def condition(self, picture: FloatArray, orbit: Orbit) -> Conditioning:
-        with self.measured("condition"):
-            return super().condition(picture, orbit)
-
-    def encode(self, pictures: FloatArray) -> torch.Tensor:
-        with self.measured("encode"):
-            return super().encode(pictures)
-
-    def decode(self, latents: torch.Tensor) -> FloatArray:
-        with self.measured("decode"):
-            return super().decode(latents)
-
-    def denoiser(self, conditioning: Conditioning) -> Denoiser:
-        denoise = super().denoiser(conditioning)
-
-        def measured(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            with self.measured("denoise"):
-                return denoise(x, sigma)
-
-        return measured
-
-    def cut_outs(self, rgb: FloatArray) -> FloatArray:
-        with self.measured("cut out"):
-            return super().cut_outs(rgb)
 
     @contextmanager
-    def measured(self, part: str) -> Iterator[None]:
-        """Adds up the seconds of a part over its calls, and keeps its highest memory."""
-        cuda = self._device.type == "cuda"
-        if cuda:
+    def part(self, name: str) -> Iterator[None]:
+        if self._cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         yield
-        row = self.rows.setdefault(f"{self.prefix}{part}", {"calls": 0, "seconds": 0.0})
-        if cuda:
+        row = self.rows.setdefault(name, {"calls": 0, "seconds": 0.0})
+        if self._cuda:
             torch.cuda.synchronize()
             row["allocated_gb"] = max(row.get("allocated_gb", 0), torch.cuda.max_memory_allocated() / GIGABYTE)
             row["reserved_gb"] = max(row.get("reserved_gb", 0), torch.cuda.max_memory_reserved() / GIGABYTE)
@@ -107,7 +83,43 @@ class Measured(Sv3dGenerator):
         row["seconds"] += time.perf_counter() - start
 
 
-def bench(mode: str, views: int, size: int, steps: int, restart: int, device: str, tiny: bool) -> dict[str, Any]:
+class Measured(Sv3dGenerator):
+    """SV3D with a stopwatch and a memory gauge on each of its parts."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.watch = Stopwatch(self._device)
+        self.prefix = ""
+
+    def condition(self, picture: FloatArray, orbit: Orbit) -> Conditioning:
+        with self.watch.part(f"{self.prefix}condition"):
+            return super().condition(picture, orbit)
+
+    def encode(self, pictures: FloatArray) -> torch.Tensor:
+        with self.watch.part(f"{self.prefix}encode"):
+            return super().encode(pictures)
+
+    def decode(self, latents: torch.Tensor) -> FloatArray:
+        with self.watch.part(f"{self.prefix}decode"):
+            return super().decode(latents)
+
+    def denoiser(self, conditioning: Conditioning) -> Denoiser:
+        denoise = super().denoiser(conditioning)
+
+        def measured(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            with self.watch.part(f"{self.prefix}denoise"):
+                return denoise(x, sigma)
+
+        return measured
+
+    def cut_outs(self, rgb: FloatArray) -> FloatArray:
+        with self.watch.part(f"{self.prefix}cut out"):
+            return super().cut_outs(rgb)
+
+
+def bench(
+    mode: str, views: int, size: int, steps: int, restart: int, device: str, tiny: bool, compiled: bool = False
+) -> dict[str, Any]:
     """One mode at one size: the first orbit, and one refinement.
 
     Returns:
@@ -131,15 +143,17 @@ def bench(mode: str, views: int, size: int, steps: int, restart: int, device: st
         segment=lambda rgb: _disc(len(rgb)),
         config=config,
         networks=random_networks(config, half),
+        compiled=compiled,
     )
     subject = Subject(np.dstack([np.full((size, size, 3), 0.5, np.float32), _disc(size)]))
     answer: dict[str, Any] = {"mode": mode, "views": views, "size": size, "steps": steps, "restart_steps": restart}
+    answer["compiled"] = compiled
     answer |= {"device": torch.cuda.get_device_name(0) if device == "cuda" else "cpu", "cap_gb": cap, "error": None}
     try:
         # The first passes choose kernels; they are not what a user waits for twice.
         if device == "cuda":
             generator.generate(subject, 0, silent)
-            generator.rows.clear()
+            generator.watch.rows.clear()
             generator.network_calls = 0
         drawn = None
         for prefix in ("first ", "refine "):
@@ -149,11 +163,11 @@ def bench(mode: str, views: int, size: int, steps: int, restart: int, device: st
                 drawn = generator.generate(subject, 0, silent)
             else:
                 generator.refine(subject, drawn, generator.refine_noise, restart, 1, silent)
-            generator.rows[f"{prefix}whole"] = {"calls": 1, "seconds": time.perf_counter() - start}
+            generator.watch.rows[f"{prefix}whole"] = {"calls": 1, "seconds": time.perf_counter() - start}
         answer["network_calls"] = generator.network_calls
     except OutOfMemoryError as error:
         answer["error"] = str(error)
-    return {**answer, "parts": generator.rows}
+    return {**answer, "parts": generator.watch.rows}
 
 
 def _disc(size: int) -> FloatArray:
@@ -184,6 +198,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of the first orbit")
     parser.add_argument("--restart-steps", type=int, default=10, help="of a refinement")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--compile", action="store_true", help="with sv3d.compile")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the tool out")
     parser.add_argument("--out", type=Path, help="JSON lines, one for each mode and size")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -191,7 +206,9 @@ def main() -> int:
     if args.child:
         mode, size = args.child.split(":")
         views, side = map(int, size.split("x"))
-        print(json.dumps(bench(mode, views, side, args.steps, args.restart_steps, args.device, args.tiny)))
+        print(
+            json.dumps(bench(mode, views, side, args.steps, args.restart_steps, args.device, args.tiny, args.compile))
+        )
         return 0
     answers = []
     for size in args.sizes.split(","):

@@ -102,6 +102,7 @@ def build_generator(
         steps=sv3d.steps,
         guidance=sv3d.guidance,
         memory=sv3d.memory,
+        compiled=sv3d.compile,
         finetuned=Path(sv3d.finetuned) if sv3d.finetuned else None,
         segment=segment,
     )

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from im3d.errors import InputError
 from im3d.framing import DEFAULT_RATIO
+from im3d.generators import sv3d_compile
 from im3d.generators.base import Subject
 from im3d.generators.sampling import Denoiser, dpm_solver_2m, guided, karras_sigmas, noised, restart_sigmas
 from im3d.generators.sv3d_memory import MemoryMode, choose_mode, out_of_memory_explained, placed
@@ -89,6 +90,10 @@ class Sv3dGenerator:
         config: Sizes of the networks in `checkpoint`.
         networks: Networks that are in memory already, instead of a checkpoint.
         finetuned: Temporal layers of `im3d train finetune`, laid over the checkpoint's.
+        compiled: Whether the U-Net's blocks are compiled at their first use (`sv3d_compile`).
+
+    Raises:
+        InputError: A size or a number of steps that it cannot draw, or nothing can be compiled here.
     """
 
     framing = DEFAULT_RATIO
@@ -115,6 +120,7 @@ class Sv3dGenerator:
         config: Sv3dConfig | None = None,
         networks: Sv3dNetworks | None = None,
         finetuned: Path | None = None,
+        compiled: bool = False,
     ) -> None:
         if size % (LATENT_STRIDE * UNET_STRIDE):
             raise InputError(f"SV3D cannot draw views of {size} pixels.", "Use a multiple of 64, such as 512 or 576.")
@@ -127,11 +133,14 @@ class Sv3dGenerator:
         self.orbit = Orbit.uniform(views, elevation_deg, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
         self._device = torch.device(device)
+        obstacle = sv3d_compile.unavailable_reason(self._device) if compiled else ""
+        if obstacle:
+            raise InputError(obstacle, "Leave sv3d.compile out.")
         self._steps, self._guidance, self._memory = steps, guidance, memory
         self._segment = None if segment is None else _one_at_a_time(segment)
         self._checkpoint = checkpoint
         self._config = config or (SV3D_P if name == "sv3d_p" else SV3D_U)
-        self._given, self._finetuned = networks, finetuned
+        self._given, self._finetuned, self._compiled = networks, finetuned, compiled
         self._networks: Sv3dNetworks | None = None
         self._mode: MemoryMode | None = None
 
@@ -292,6 +301,8 @@ class Sv3dGenerator:
                 self._networks = self._given
             if self._chosen_mode().chunked_feed_forward:
                 self._networks.unet.enable_forward_chunking()
+            if self._compiled:
+                sv3d_compile.compile_blocks(self._networks.unet)
         return self._networks
 
 
