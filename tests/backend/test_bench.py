@@ -123,7 +123,15 @@ def test_jobs_are_repeated_in_one_process(tmp_path: Path, monkeypatch: pytest.Mo
         assert 100 < row["peak_mb"] <= report["stages"]["total"]["peak_mb"]
     assert len(report["memory_mb"]) == 3
     assert report["growth_mb"] == pytest.approx(report["memory_mb"][2] - report["memory_mb"][1], abs=1e-6)
-    assert "| fit |" in jobs_table(report)
+    table = jobs_table(report)
+    assert "| fit |" in table
+    assert "GPU" not in table
+    row = {"cold_s": 2.0, "median_s": 1.0, "peak_mb": 100.0, "gpu_peak_mb": 70.0}
+    gpu = {"stages": {"fit": row, "export": {**row, "gpu_peak_mb": None}}, "gpu_mb": [30.0, 31.0], "gpu_growth_mb": 1.0}
+    table = jobs_table({**report, **gpu})
+    assert "| fit | 2.00 | 1.00 | 100 | 70 |" in table
+    assert "| export | 2.00 | 1.00 | 100 |  |" in table
+    assert "GPU memory held: 30 MB after the first job, 31 MB after the last; +1.0 MB" in table
 
 
 def test_bad_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,8 +36,9 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
         iterations: Of the fit; 0: the preset's.
 
     Returns:
-        "stages": per stage the cold and the median warm seconds and the largest resident memory, on a GPU its memory
-        too; "memory_mb": what the process holds after each job; "growth_mb": its slope per job over the second half.
+        "stages": per stage the cold and the median warm seconds, the largest resident memory, and on a GPU what tensors
+        took of its memory; "memory_mb" and "gpu_mb": what the process holds after each job; "growth_mb" and
+        "gpu_growth_mb": their slopes per job over the second half. Those of the GPU are None without one.
     """
     preset: Any = "standard" if device.type == "cuda" else "draft"
     settings = preset_settings(preset, given_views=True)
@@ -46,41 +47,61 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
     request = Request(name="bench", views=str(views.resolve()), preset=preset, settings=settings)
     seconds: dict[str, list[float]] = defaultdict(list)
     peaks: dict[str, float] = defaultdict(float)
+    gpu_peaks: dict[str, float] = defaultdict(float)
+    cuda = device.type == "cuda"
     held: list[float] = []
+    held_on_gpu: list[float] = []
     for _ in range(count):
         with tempfile.TemporaryDirectory() as folder:
             job = Job.create(Path(folder) / "job", request)
-            with _watched(job, peaks):
+            with _watched(job, peaks, gpu_peaks if cuda else None):
                 timings = run_pipeline(job, lambda message: None, Event(), device.type)["timings_s"]
         for stage, took in timings.items():
             seconds[stage].append(took)
         gc.collect()
         held.append(_resident())
-    late = held[len(held) // 2 :]
+        if cuda:
+            held_on_gpu.append(torch.cuda.memory_allocated(device) / MEGABYTE)
     return {
         "machine": machine(device),
         "preset": preset,
         "stages": {
-            stage: {"cold_s": took[0], "median_s": statistics.median(took[1:]), "peak_mb": peaks.get(stage)}
+            stage: {
+                "cold_s": took[0],
+                "median_s": statistics.median(took[1:]),
+                "peak_mb": peaks.get(stage),
+                "gpu_peak_mb": gpu_peaks.get(stage),
+            }
             for stage, took in seconds.items()
             if any(took)
         },
         "memory_mb": held,
-        "growth_mb": float(np.polyfit(np.arange(len(late)), late, 1)[0]),
-        "gpu_mb": torch.cuda.max_memory_allocated(device) / MEGABYTE if device.type == "cuda" else None,
+        "growth_mb": _growth(held),
+        "gpu_mb": held_on_gpu if cuda else None,
+        "gpu_growth_mb": _growth(held_on_gpu) if cuda else None,
     }
 
 
+def _growth(held: list[float]) -> float:
+    """Slope per job over the second half."""
+    late = held[len(held) // 2 :]
+    return float(np.polyfit(np.arange(len(late)), late, 1)[0])
+
+
 @contextmanager
-def _watched(job: Job, peaks: dict[str, float]) -> Iterator[None]:
-    """Keeps the largest resident memory of each stage of a job that runs meanwhile."""
+def _watched(job: Job, peaks: dict[str, float], gpu_peaks: dict[str, float] | None) -> Iterator[None]:
+    """Keeps the largest memory of each stage of a job that runs meanwhile: the process's, and torch's on a GPU."""
     ended = Event()
     samples: dict[int, float] = defaultdict(float)
+    gpu_samples: dict[int, float] = defaultdict(float)
 
     def watch() -> None:
         while not ended.wait(SAMPLE_SECONDS):
             step = len(job.state.finished)
             samples[step] = max(samples[step], _resident())
+            if gpu_peaks is not None:
+                gpu_samples[step] = max(gpu_samples[step], torch.cuda.max_memory_allocated() / MEGABYTE)
+                torch.cuda.reset_peak_memory_stats()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -89,6 +110,13 @@ def _watched(job: Job, peaks: dict[str, float]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+    _keep(samples, job, peaks)
+    if gpu_peaks is not None:
+        _keep(gpu_samples, job, gpu_peaks)
+
+
+def _keep(samples: dict[int, float], job: Job, peaks: dict[str, float]) -> None:
+    """Raises the peaks of stages by the samples of the job's steps."""
     for step, peak in samples.items():
         if step < len(job.state.finished):
             stage = job.state.finished[step].split()[0]

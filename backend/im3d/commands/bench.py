@@ -68,18 +68,23 @@ def _run_jobs(args: argparse.Namespace) -> int:
 
 def jobs_table(report: dict[str, Any]) -> str:
     """The report of repeated jobs as Markdown."""
-    held = report["memory_mb"]
+    held, on_gpu = report["memory_mb"], report["gpu_mb"]
     lines = ["## jobs", "", f"{report['machine']}; preset {report['preset']}; {len(held)} jobs in one process", ""]
-    lines += ["| stage | cold (s) | median (s) | peak (MB) |", "|---|---:|---:|---:|"]
+    lines += ["| stage | cold (s) | median (s) | peak (MB) |" + (" GPU (MB) |" if on_gpu else "")]
+    lines += ["|---|---:|---:|---:|" + ("---:|" if on_gpu else "")]
     for stage, row in report["stages"].items():
-        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        lines.append(f"| {stage} | {row['cold_s']:.2f} | {row['median_s']:.2f} | {peak} |")
-    if report["gpu_mb"] is not None:
-        lines += ["", f"GPU: {report['gpu_mb']:.0f} MB at most."]
+        peaks = [row["peak_mb"], row["gpu_peak_mb"]] if on_gpu else [row["peak_mb"]]
+        cells = ["" if peak is None else f"{peak:.0f}" for peak in peaks]
+        lines.append(f"| {stage} | {row['cold_s']:.2f} | {row['median_s']:.2f} | {' | '.join(cells)} |")
+    lines += ["", _held("Memory", held, report["growth_mb"])]
+    if on_gpu:
+        lines.append(_held("GPU memory", on_gpu, report["gpu_growth_mb"]))
+    return "\n".join(lines)
+
+
+def _held(what: str, held: list[float], growth: float) -> str:
     first, last = f"{held[0]:.0f} MB after the first job", f"{held[-1]:.0f} MB after the last"
-    return "\n".join(
-        [*lines, "", f"Memory held: {first}, {last}; {report['growth_mb']:+.1f} MB a job in the second half."]
-    )
+    return f"{what} held: {first}, {last}; {growth:+.1f} MB a job in the second half."
 
 
 def table(part: str, report: dict[str, Any]) -> str:
