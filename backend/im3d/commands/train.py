@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="pause between further draws, rendered while training (the cache needs room for two); 0: no further ones",
     )
+    mini.add_argument(
+        "--invented", type=int, default=0, help="so many props more, made of the training props by bending and joining"
+    )
     mini.add_argument("--model", default="{}", metavar="JSON", help="the network's sizes, where they differ")
     _add_settings(mini, TrainSettings)
 
@@ -95,6 +98,20 @@ def _draw_request(args: argparse.Namespace) -> Any:
     )
 
 
+def _invented(args: argparse.Namespace, where: Any) -> Path:
+    """The pack of invented props; the first process makes it."""
+    import torch.distributed as dist
+
+    from im3d.training.invented import invented_pack
+
+    if not where.first:
+        dist.barrier()
+    pack = invented_pack(args.pack, args.cache, args.invented, args.seed, args.workers)
+    if where.first and where.world > 1:
+        dist.barrier()
+    return pack
+
+
 def _grids(args: argparse.Namespace, where: Any) -> Any:
     """The packs' occupancy grids; the first process makes them."""
     import torch.distributed as dist
@@ -135,6 +152,8 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
 
     if args.redraw_minutes and where.world > 1:
         raise InputError("Further draws are rendered for one process alone.", "Leave --redraw-minutes out.")
+    if args.invented:
+        args.pack.append(_invented(args, where))
     orbits = _rendered(args, where)
     settings = _settings(TrainSettings, args)
     volumes = None
