@@ -237,6 +237,8 @@ GENERATED_VIEWS_CHANGES: dict[str, object] = {
     "mesh.virtual_slack": 2.0,
     "mesh.outline_rounds": 0,
 }
+# More splats fit what such views disagree in: 12 000 came out a little better than 20 000 (docs/performance.md).
+GENERATED_VIEWS_GAUSSIANS = 12000
 
 
 def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
@@ -244,6 +246,8 @@ def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
     changes = dict(PRESET_CHANGES[preset])
     if not given_views:
         changes |= GENERATED_VIEWS_CHANGES
+        if preset == "standard":
+            changes |= {"fit.max_gaussians": GENERATED_VIEWS_GAUSSIANS}
     elif preset != "paper":
         changes |= GIVEN_VIEWS_CHANGES
     settings = Settings()

@@ -35,7 +35,7 @@ def answer(tool: ModuleType) -> dict[str, Any]:
 
 def test_every_part_is_measured(answer: dict[str, Any]) -> None:
     parts = answer["parts"]
-    first, refine = ("condition", "denoise", "decode", "cut out", "whole"), ("encode", "denoise", "decode", "whole")
+    first, refine = ("condition", "denoise", "decode", "whole"), ("encode", "denoise", "decode", "whole")
     assert {f"first {p}" for p in first} | {f"refine {p}" for p in refine} <= parts.keys()
     assert parts["first denoise"]["calls"] == 3
     assert parts["refine denoise"]["calls"] == 2

@@ -17,7 +17,7 @@ from im3d.orbit import Orbit
 from im3d.progress import silent
 from im3d.settings import FitSettings
 from im3d.splats import score
-from im3d.splats.fit import SplatFit, initial_gaussians
+from im3d.splats.fit import SplatFit, _adam_step, initial_gaussians
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.render import blending_weights, render
 from im3d.splats.score import photometric_score
@@ -242,3 +242,19 @@ def test_the_first_iterations_compare_pictures_of_half_the_size(tmp_path: Path) 
         torch.testing.assert_close(getattr(second.gaussians(), name), value, rtol=0, atol=0)
     small = start(dataclasses.replace(settings, size=0), analytic.orbit_views(96, count=4))
     assert small.cameras.size == 96
+
+
+def test_adam_steps_as_torch_steps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(50, 3, generator=generator)
+    mine, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = [torch.optim.Adam([p], lr=1e-2, eps=1e-15, fused=True) for p in (mine, theirs)]
+    for step in range(5):
+        mine.grad = torch.randn(50, 3, generator=generator)
+        theirs.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+        _adam_step(optimizers[0])
+        optimizers[1].step()
+        assert mine.grad is None
+        assert torch.equal(mine, theirs)

@@ -23,6 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import im3d  # before torch, as in the product: it tells OpenMP not to spin
+
+# isort: split
 import numpy as np
 import torch
 from bench_sv3d import TINY, Measured, Stopwatch, _disc, random_networks
@@ -181,7 +184,8 @@ def main() -> int:
     views = read_orbit(args.views).views
     half = torch.float16 if device.type == "cuda" else torch.float32
     networks = random_networks(TINY if args.tiny else SV3D_P, half, args.device)
-    answer: dict[str, Any] = {"device": torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu"}
+    answer: dict[str, Any] = {"im3d": im3d.__version__, "compiled": args.compile}
+    answer["device"] = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu"
     if args.scaling:
         answer |= scaling(networks, views, device, args.tiny)
         if args.plot:

@@ -164,9 +164,14 @@ class StockFit(SplatFit):
     The perceptual network must be VGG16's.
     """
 
-    def _losses(self, rgba: Tensor) -> ViewLosses:
+    def _losses(self, rgba: Tensor, settings: FitSettings) -> ViewLosses:
         assert self.perceptual is not None
-        return StockLosses(rgba, self.settings, self.perceptual)
+        return StockLosses(rgba, settings, self.perceptual)
+
+    def _optimize(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     def _set_parameters(self, values: dict[str, Tensor]) -> None:
         super()._set_parameters(values)

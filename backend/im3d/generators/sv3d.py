@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +187,7 @@ class Sv3dGenerator:
             x = start().to(self._device)
             with placed(self._loaded().unet, self._device, self._chosen_mode()):
                 x = dpm_solver_2m(self.denoiser(conditioning), x, sigmas, lambda i, _, __: progress(i, steps))
-            rgb = in_orbit_order(self.decode(x))
-        rgba = self.cut_outs(rgb)
+            rgba = self.cut_outs(self.decode(in_orbit_order(x)))
         if self.name == "sv3d_u" or orbit.elevation_deg == self.orbit.elevation_deg:
             # The model redraws its input view; the input itself is truer. `sv3d_u` always draws at its elevation.
             rgba[self.input_frame] = picture
@@ -249,25 +248,24 @@ class Sv3dGenerator:
             ]
         return LATENT_SCALE * torch.cat(latents).float()
 
-    def decode(self, latents: Tensor) -> FloatArray:
-        """Pictures (K, S, S, 3) float32 in [0, 1] of scaled latents (K, 4, h, w)."""
+    def decode(self, latents: Tensor) -> Iterator[FloatArray]:
+        """Pictures (S, S, 3) float32 in [0, 1] of scaled latents (K, 4, h, w), each as soon as it is there."""
         vae, mode = self._loaded().vae, self._chosen_mode()
         with placed(vae, self._device, mode):
-            pictures = [
-                vae.decode(chunk.to(vae.dtype) / LATENT_SCALE).sample.float().cpu()
-                for chunk in latents.split(mode.chunk)
-            ]
-        result = (torch.cat(pictures) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return np.ascontiguousarray(result.numpy())
+            for chunk in latents.split(mode.chunk):
+                pictures = vae.decode(chunk.to(vae.dtype) / LATENT_SCALE).sample.float()
+                rgb = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+                yield from rgb.cpu().numpy()
 
-    def cut_outs(self, rgb: FloatArray) -> FloatArray:
-        """Drawn views (K, S, S, 3) with alpha, on all of the processor's cores.
+    def cut_outs(self, pictures: Iterable[FloatArray]) -> FloatArray:
+        """Drawn views (S, S, 3) with alpha, (K, S, S, 4), on all of the processor's cores while others are drawn.
 
         Raises:
             InputError: A view shows no object; of several, the first one is named.
         """
-        with ThreadPoolExecutor(min(len(rgb), os.cpu_count() or 1)) as pool:
-            return np.stack(list(pool.map(self._cut_out, rgb, range(len(rgb)))))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            coming = [pool.submit(self._cut_out, rgb, index) for index, rgb in enumerate(pictures)]
+            return np.stack([view.result() for view in coming])
 
     def _cut_out(self, rgb: FloatArray, index: int) -> FloatArray:
         """A drawn view (S, S, 3), whose background is nearly white, with alpha.
@@ -328,9 +326,9 @@ def in_model_order(views: FloatArray) -> FloatArray:
     return np.roll(views, -1, axis=0)
 
 
-def in_orbit_order(views: FloatArray) -> FloatArray:
+def in_orbit_order(views: Tensor) -> Tensor:
     """The inverse of `in_model_order`."""
-    return np.roll(views, 1, axis=0)
+    return views.roll(1, dims=0)
 
 
 def _as_pixels(pictures: FloatArray | list[FloatArray]) -> Tensor:

@@ -157,11 +157,16 @@ def texture_surface(
     normals = smooth[unwrapped.source]
     tangents = vertex_tangents(unwrapped, normals)
     texels = atlas_texels(unwrapped, normals, settings.size)
-    guess = splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
-    # The atlas has the same faces; were they in another order, what the views show would not be its.
-    same = np.array_equal(unwrapped.source[unwrapped.faces], surface.mesh.faces)
-    base_color, unseen = bake_colors(
-        unwrapped, texels, views, guess, settings, progress, input_view, mesh_views if same else None
-    )
-    normal_map = bake_normals(unwrapped, texels, normals, tangents, surface.full) if settings.normal_map else None
-    return TexturedMesh(unwrapped, normals, tangents, base_color, normal_map, unseen)
+    with ThreadPoolExecutor(1) as beside:
+        normal_map = None
+        if settings.normal_map:
+            # It needs no numba.
+            normal_map = beside.submit(bake_normals, unwrapped, texels, normals, tangents, surface.full)
+        guess = splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
+        # The atlas has the same faces; were they in another order, what the views show would not be its.
+        same = np.array_equal(unwrapped.source[unwrapped.faces], surface.mesh.faces)
+        base_color, unseen = bake_colors(
+            unwrapped, texels, views, guess, settings, progress, input_view, mesh_views if same else None
+        )
+    detail = normal_map.result() if normal_map else None
+    return TexturedMesh(unwrapped, normals, tangents, base_color, detail, unseen)

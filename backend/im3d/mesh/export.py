@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ def write_glb(path: Path, textured: TexturedMesh, name: str, height_m: float) ->
     base = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
     turned = textured.tangents[:, :3] @ GLTF_FROM_WORLD.T
 
+    textures = [textured.base_color] if textured.normal_map is None else [textured.base_color, textured.normal_map]
+    with ThreadPoolExecutor(len(textures)) as pool:  # compressing lets go of the lock
+        files = list(pool.map(_png, textures))
     blob = _Blob()
     attributes = {
         "POSITION": blob.attribute((vertices - base) @ GLTF_FROM_WORLD.T * metres_per_unit, bounds=True),
@@ -52,13 +56,13 @@ def write_glb(path: Path, textured: TexturedMesh, name: str, height_m: float) ->
     material: dict[str, Any] = {
         "name": name,
         "pbrMetallicRoughness": {
-            "baseColorTexture": {"index": blob.texture(textured.base_color, "base color")},
+            "baseColorTexture": {"index": blob.texture(files[0], "base color")},
             "metallicFactor": 0.0,
             "roughnessFactor": 1.0,
         },
     }
     if textured.normal_map is not None:
-        material["normalTexture"] = {"index": blob.texture(textured.normal_map, "normal")}
+        material["normalTexture"] = {"index": blob.texture(files[1], "normal")}
     document = {
         "asset": {"version": "2.0", "generator": f"IM-3D {__version__}"},
         "scene": 0,
@@ -70,6 +74,13 @@ def write_glb(path: Path, textured: TexturedMesh, name: str, height_m: float) ->
     }
     write_bytes(path, _container(document, bytes(blob.data)))
     return orbit_from_glb(metres_per_unit, base)
+
+
+def _png(pixels: NDArray[np.float32]) -> bytes:
+    """A PNG file of (S, S, 3) values in [0, 1]."""
+    file = io.BytesIO()
+    Image.fromarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 class _Blob:
@@ -95,11 +106,9 @@ class _Blob:
         accessor = {"componentType": UNSIGNED_INT, "count": array.size, "type": "SCALAR"}
         return self._accessor(accessor, array.tobytes(), ELEMENT_ARRAY_BUFFER)
 
-    def texture(self, pixels: NDArray[np.float32], name: str) -> int:
-        """Index of a texture from (S, S, 3) values in [0, 1]."""
-        file = io.BytesIO()
-        Image.fromarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)).save(file, "PNG")
-        self.images.append({"name": name, "mimeType": "image/png", "bufferView": self._view(file.getvalue(), None)})
+    def texture(self, png: bytes, name: str) -> int:
+        """Index of a texture from the bytes of a PNG file."""
+        self.images.append({"name": name, "mimeType": "image/png", "bufferView": self._view(png, None)})
         return len(self.images) - 1
 
     def document(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ as one that was never stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam
 
 from im3d.errors import InputError
 from im3d.images import OrbitViews, premultiplied
@@ -105,7 +107,9 @@ class SplatFit:
             self._step(self._rows(self.iteration))
             self.iteration += 1
             if self.iteration % 10 == 0 or self.iteration == end:
-                preview = self._preview() if self.iteration % PREVIEW_EVERY == 0 else None
+                # A preview waits for the GPU: none is made for nobody.
+                shown = self.iteration % PREVIEW_EVERY == 0 and progress is not silent
+                preview = self._preview() if shown else None
                 progress(self.iteration - start, end - start, preview)
 
     def learn_tilt(self, rate: float) -> None:
@@ -194,7 +198,10 @@ class SplatFit:
     def _compare_at(self, size: int) -> None:
         self.cameras = self._cameras(size)
         rgba = np.concatenate([premultiplied(v.resized(size).rgba) for v in self._orbits])
-        self.losses = self._losses(torch.from_numpy(rgba).to(self.device))
+        # Views that were drawn smaller than they are compared have no detail for the perceptual loss to see.
+        shrink = max(self.settings.lpips_shrink, size // min(v.size for v in self._orbits))
+        settings = dataclasses.replace(self.settings, lpips_shrink=shrink)
+        self.losses = self._losses(torch.from_numpy(rgba).to(self.device), settings)
 
     # ---------------------------------------------------------------- one iteration
 
@@ -211,9 +218,7 @@ class SplatFit:
         with torch.no_grad():
             self.statistics["gradient"] += (rendered.screen_gradients() * rendered.visible).sum(dim=0)
             self.statistics["seen"] += rendered.visible.sum(dim=0)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self._optimize()
         if self.tilt is not None:
             self._tilt_optimizer.step()
             self._tilt_optimizer.zero_grad(set_to_none=True)
@@ -222,6 +227,10 @@ class SplatFit:
             self.statistics = densify.refine(self.parameters, self.optimizers, self.statistics, self.policy, seed)
             if self.policy.reset_every and self.iteration % self.policy.reset_every == 0:
                 densify.reset_opacities(self.parameters, self.optimizers, 2 * self.policy.min_opacity)
+
+    def _optimize(self) -> None:
+        for optimizer in self.optimizers.values():
+            _adam_step(optimizer)
 
     def _densifies(self) -> bool:
         total, every = self.settings.iterations, self.settings.refine_every
@@ -269,17 +278,38 @@ class SplatFit:
             k: torch.optim.Adam([p], lr=LEARNING_RATES[k], eps=1e-15, fused=True) for k, p in self.parameters.items()
         }
 
-    def _losses(self, rgba: Tensor) -> ViewLosses:
+    def _losses(self, rgba: Tensor, settings: FitSettings) -> ViewLosses:
         if rgba.device.type == "cuda":
             from im3d.splats.view_losses_cuda import CudaViewLosses
 
-            return CudaViewLosses(rgba, self.settings, self.perceptual)
-        return ViewLosses(rgba, self.settings, self.perceptual)
+            return CudaViewLosses(rgba, settings, self.perceptual)
+        return ViewLosses(rgba, settings, self.perceptual)
 
     def _preview(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         with torch.no_grad():
             rendered = render(self._activated(), self._cameras(self._full_size)[0], self.rasterizer)
             return rendered.over(1.0)[0].clamp(0, 1).cpu().numpy()
+
+
+def _adam_step(optimizer: torch.optim.Optimizer) -> None:
+    """A step of a fused Adam of one parameter, whose gradient it takes away.
+
+    The optimiser's own `step` spends most of a fit's time for it on hooks and on sorting its one parameter.
+    """
+    (group,) = optimizer.param_groups
+    (parameter,) = group["params"]
+    state = optimizer.state[parameter]
+    if not state:
+        optimizer.step()  # makes the state
+    else:
+        moments: tuple[list[Tensor], list[Tensor], list[Tensor]] = [state["exp_avg"]], [state["exp_avg_sq"]], []
+        beta1, beta2 = group["betas"]
+        with torch.no_grad():
+            adam(
+                [parameter], [parameter.grad], *moments, [state["step"]], fused=True, amsgrad=False, beta1=beta1,
+                beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,
+            )  # fmt: skip
+    parameter.grad = None
 
 
 def initial_gaussians(views: OrbitViews, settings: FitSettings, seed: int) -> Gaussians:

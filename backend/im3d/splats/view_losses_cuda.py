@@ -140,12 +140,23 @@ class _LossGraph:
                     self._computed(losses)
             torch.cuda.current_stream(images.device).wait_stream(beside)
             try:
-                # Relaxed: libraries may still load a kernel, from autograd's thread too.
-                with torch.cuda.graph(self._graph, capture_error_mode="relaxed"):
-                    self._values, self._gradients = self._computed(losses)
+                self._record(losses, beside)
             except RuntimeError as error:
                 logging.getLogger(__name__).warning("The losses are not recorded as a CUDA graph: %s", error)
                 self._graph = None
+
+    def _record(self, losses: CudaViewLosses, beside: torch.cuda.Stream) -> None:
+        """As `torch.cuda.graph` does, but without handing all unused memory back to the driver, which takes longer."""
+        assert self._graph is not None
+        torch.cuda.synchronize(beside.device)
+        with torch.cuda.stream(beside):
+            # Relaxed: libraries may still load a kernel, from autograd's thread too.
+            self._graph.capture_begin(capture_error_mode="relaxed")
+            try:
+                self._values, self._gradients = self._computed(losses)
+            finally:
+                self._graph.capture_end()
+        torch.cuda.current_stream(beside.device).wait_stream(beside)
 
     def replayed(
         self, losses: CudaViewLosses, images: Tensor, alpha: Tensor, index: Tensor
