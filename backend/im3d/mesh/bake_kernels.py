@@ -1,4 +1,8 @@
-"""The loops of `bake` over texels and pixels, compiled: each texel and pixel is gone through once."""
+"""The loops of `bake` over texels and pixels, compiled: each texel and pixel is gone through once.
+
+No loop takes a slice of an array or makes one: numba counts references to it, and threads that count one thing wait for
+each other.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +92,7 @@ def add_weighted(total, weight, xy, picture):  # type: ignore[no-untyped-def]
     for t in prange(len(weight)):
         if weight[t] > 0:
             for c in range(3):
-                total[t, c] += weight[t] * _bilinear(picture[:, :, c], xy[t, 0], xy[t, 1])
+                total[t, c] += weight[t] * _bilinear_channel(picture, xy[t, 0], xy[t, 1], c)
 
 
 @njit(parallel=True, cache=True)
@@ -109,7 +113,7 @@ def missing(texture, face, weights, faces, uv, picture, alpha, scale):  # type: 
             if alpha[y, x] <= 0.99:
                 continue
             solid = True
-            sums = np.zeros(3)
+            red, green, blue = 0.0, 0.0, 0.0
             for j in range(y * scale, (y + 1) * scale):
                 for i in range(x * scale, (x + 1) * scale):
                     shown = face[j, i]
@@ -122,11 +126,13 @@ def missing(texture, face, weights, faces, uv, picture, alpha, scale):  # type: 
                         corner = faces[shown, k]
                         u += weights[j, i, k] * uv[corner, 0]
                         v += weights[j, i, k] * uv[corner, 1]
-                    for c in range(3):
-                        sums[c] += _bilinear(texture[:, :, c], u * n, v * n)
+                    red += _bilinear_channel(texture, u * n, v * n, 0)
+                    green += _bilinear_channel(texture, u * n, v * n, 1)
+                    blue += _bilinear_channel(texture, u * n, v * n, 2)
             if solid:
-                for c in range(3):
-                    lacking[y, x, c] = picture[y, x, c] - sums[c] / (scale * scale)
+                lacking[y, x, 0] = picture[y, x, 0] - red / (scale * scale)
+                lacking[y, x, 1] = picture[y, x, 1] - green / (scale * scale)
+                lacking[y, x, 2] = picture[y, x, 2] - blue / (scale * scale)
     return lacking
 
 
@@ -140,4 +146,17 @@ def _bilinear(image, x, y):  # type: ignore[no-untyped-def]
     a, b = u - i, v - j
     top = image[j, i] * (1 - a) + image[j, i + 1] * a
     bottom = image[j + 1, i] * (1 - a) + image[j + 1, i + 1] * a
+    return top * (1 - b) + bottom * b
+
+
+@njit(inline="always")
+def _bilinear_channel(image, x, y, c):  # type: ignore[no-untyped-def]
+    """`_bilinear` of one channel of (H, W, C)."""
+    height, width = image.shape[0], image.shape[1]
+    u = min(max(x - 0.5, 0.0), width - 1.001)
+    v = min(max(y - 0.5, 0.0), height - 1.001)
+    i, j = int(u), int(v)
+    a, b = u - i, v - j
+    top = image[j, i, c] * (1 - a) + image[j, i + 1, c] * a
+    bottom = image[j + 1, i, c] * (1 - a) + image[j + 1, i + 1, c] * a
     return top * (1 - b) + bottom * b
