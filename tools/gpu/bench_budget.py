@@ -153,7 +153,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    titles = [k for k in found if k != "device"]
+    titles = [k for k, points in found.items() if isinstance(points, list)]
     figure, panels = plt.subplots(1, len(titles), figsize=(3.2 * len(titles), 2.9))
     for panel, title in zip(panels, titles, strict=True):
         x, y = zip(*found[title], strict=True)
