@@ -237,8 +237,12 @@ GENERATED_VIEWS_CHANGES: dict[str, object] = {
     "mesh.virtual_slack": 2.0,
     "mesh.outline_rounds": 0,
 }
-# More splats fit what such views disagree in: 12 000 came out a little better than 20 000 (docs/performance.md).
-GENERATED_VIEWS_GAUSSIANS = 12000
+# More splats and iterations fit what such views disagree in: fewer came out as good (docs/performance.md).
+STANDARD_GENERATED_CHANGES: dict[str, object] = {
+    "fit.iterations": 800,
+    "fit.max_gaussians": 12000,
+    "refine.every": 330,
+}
 
 
 def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
@@ -247,7 +251,7 @@ def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
     if not given_views:
         changes |= GENERATED_VIEWS_CHANGES
         if preset == "standard":
-            changes |= {"fit.max_gaussians": GENERATED_VIEWS_GAUSSIANS}
+            changes |= STANDARD_GENERATED_CHANGES
     elif preset != "paper":
         changes |= GIVEN_VIEWS_CHANGES
     settings = Settings()

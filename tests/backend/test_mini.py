@@ -13,7 +13,7 @@ from tiny_models import tiny_mini
 from im3d.errors import CancelledError, InputError, ModelError
 from im3d.generators import mini
 from im3d.generators.base import Subject
-from im3d.generators.mini import MiniGenerator, sample_orbit
+from im3d.generators.mini import MiniGenerator, opaque_from, sample_orbit
 from im3d.generators.mini_frustum import RADIUS, TAN, camera_axes, drawn
 from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
 from im3d.images import OrbitViews, premultiplied, read_views
@@ -150,6 +150,22 @@ def test_picture_range_round_trip() -> None:
     rgba = torch.rand(3, 4, 8, 8)
     rgba[:, :3] *= rgba[:, 3:]
     torch.testing.assert_close(from_model(to_model(rgba)), rgba)
+
+
+def test_less_than_half_covered_counts_as_covered() -> None:
+    views = torch.rand(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    views[:, :, 3, 0] = torch.tensor([0.0, 1.0, 0.4, 0.1, 0.2, 0.3, 0.6, 0.9])
+    views[:, :, :3] *= views[:, :, 3:]
+    found = opaque_from(views, 0.4)
+    assert torch.equal(found[:, 0], views[:, 0])
+    before, after = views[:, 1:, 3], found[:, 1:, 3]
+    torch.testing.assert_close(after[:, :, 0, :3], torch.tensor([0.0, 1.0, 0.5]).expand(2, 2, 3))
+    order = before.flatten().argsort()
+    assert (after.flatten()[order].diff() >= 0).all()
+    assert (after >= before - 1e-6).all()
+    seen = before > 0
+    straight = [(v[:, 1:, :3] / v[:, 1:, 3:].clamp_min(1e-6)).movedim(2, -1)[seen] for v in (views, found)]
+    torch.testing.assert_close(straight[0], straight[1], rtol=1e-4, atol=1e-4)
 
 
 def test_an_oracle_makes_the_restart_return_the_renders(monkeypatch: pytest.MonkeyPatch) -> None:
