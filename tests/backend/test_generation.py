@@ -155,7 +155,9 @@ def watched_pipelines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_from_a_picture_to_an_object_by_what_is_installed(
     tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, result = generate(capsys, "--image", str(picture), "--out", str(tmp_path / "job"))
+    # Two dozen iterations are too few for a picture that turns by being the same from everywhere.
+    longer = ("fit.iterations=60",)
+    status, result = generate(capsys, "--image", str(picture), "--out", str(tmp_path / "job"), settings=longer)
     assert status == 0, result
     assert result["generator"] == "mini"
     assert result["generator_reason"] == (
