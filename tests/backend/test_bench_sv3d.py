@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from im3d.errors import OutOfMemoryError
 from im3d.generators.sv3d_network import SV3D_P, empty_networks
@@ -80,3 +81,30 @@ def test_the_command_line_caps_nothing_on_a_cpu(tool: ModuleType, tmp_path: Path
         assert tool.main() == 0
     assert "| 8 GB | 3 of 64² | refine whole |" in capsys.readouterr().out
     assert json.loads(out.read_text())["cap_gb"] is None
+
+
+def test_a_part_knows_the_peaks_of_the_parts_within_it(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    gauge = [0]
+
+    def use(gigabytes: int) -> None:
+        gauge[0] = max(gauge[0], gigabytes * tool.GIGABYTE)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: gauge.__setitem__(0, 0))
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: gauge[0])
+    outer, inner = (tool.Stopwatch(torch.device("cuda")) for _ in range(2))
+    with outer.part("orbit"):
+        use(3)
+        for gigabytes in (9, 2):
+            with inner.part("decode"):
+                use(gigabytes)
+        use(1)
+    with outer.part("fit"):
+        use(4)
+    with pytest.raises(OutOfMemoryError), outer.part("mesh"):
+        raise OutOfMemoryError("It does not fit.")
+    assert {k: row["allocated_gb"] for k, row in outer.rows.items()} == {"orbit": 9, "fit": 4}
+    assert inner.rows["decode"]["allocated_gb"] == 9
+    assert inner.rows["decode"]["calls"] == 2
+    assert not tool.Stopwatch._open

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import im3d  # before torch, as in the product: it tells OpenMP not to spin
 
@@ -60,11 +60,14 @@ def random_networks(config: Sv3dConfig, half: torch.dtype, device: str = "cpu") 
 
 
 class Stopwatch:
-    """Seconds and peak GPU memory of named parts, added up over their calls.
+    """Seconds and peak GPU memory of named parts, added up over their calls. Parts may lie within parts.
 
     Attributes:
         rows: By part: calls, seconds, and on a GPU allocated_gb and reserved_gb.
     """
+
+    # The peaks of the parts that are going on, of all stopwatches: torch has one gauge, which each part sets to zero.
+    _open: ClassVar[list[dict[str, float]]] = []
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -72,18 +75,30 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        peaks: dict[str, float] = {}
         if self._cuda:
-            torch.cuda.synchronize()
+            self._read_gauge()
             torch.cuda.reset_peak_memory_stats()
+        self._open.append(peaks)
         start = time.perf_counter()
-        yield
+        try:
+            yield
+            if self._cuda:
+                self._read_gauge()
+        finally:
+            self._open.pop()
         row = self.rows.setdefault(name, {"calls": 0, "seconds": 0.0})
-        if self._cuda:
-            torch.cuda.synchronize()
-            row["allocated_gb"] = max(row.get("allocated_gb", 0), torch.cuda.max_memory_allocated() / GIGABYTE)
-            row["reserved_gb"] = max(row.get("reserved_gb", 0), torch.cuda.max_memory_reserved() / GIGABYTE)
         row["calls"] += 1
         row["seconds"] += time.perf_counter() - start
+        row |= {key: max(row.get(key, 0), peak) for key, peak in peaks.items()}
+
+    def _read_gauge(self) -> None:
+        """Raises the peaks of all parts that are going on."""
+        torch.cuda.synchronize()
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        for peaks in self._open:
+            for key, value in (("allocated_gb", allocated), ("reserved_gb", reserved)):
+                peaks[key] = max(peaks.get(key, 0), value / GIGABYTE)
 
 
 class Measured(Sv3dGenerator):
