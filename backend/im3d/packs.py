@@ -37,7 +37,7 @@ TEST_OBJECTS = 40
 TEST_GROUP = 2
 VALIDATION_ONE_IN = 20
 
-_INT16_SCALE = np.float32(1 / 32767)
+INT16_SCALE = np.float32(1 / 32767)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Pack:
             uv = np.nan_to_num(arrays[prefix + "uv"].astype(np.float32), posinf=0, neginf=0)
         red, green, blue = entry["color"]
         return Part(
-            vertices=arrays[prefix + "vertices"].astype(np.float32) * _INT16_SCALE,
+            vertices=arrays[prefix + "vertices"].astype(np.float32) * INT16_SCALE,
             faces=arrays[prefix + "faces"].astype(np.int32),
             uv=uv,
             color=(red, green, blue),

@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
+
+Made = TypeVar("Made")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -76,15 +79,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rendered(args: argparse.Namespace, where: Any) -> Any:
-    """The orbits of the packs; the first process renders, the others find the finished file."""
+def _made_once(make: Callable[[], Made], where: Any) -> Made:
+    """What is made by the first process and kept on disk, where the others find it."""
     import torch.distributed as dist
 
-    request = _draw_request(args)
-    orbits = request.rendered() if where.first else None
+    made = make() if where.first else None
     if where.world > 1:
         dist.barrier()
-    return orbits or request.rendered()
+    return make() if made is None else made
+
+
+def _rendered(args: argparse.Namespace, where: Any) -> Any:
+    """The orbits of the packs."""
+    return _made_once(_draw_request(args).rendered, where)
 
 
 def _draw_request(args: argparse.Namespace) -> Any:
@@ -99,29 +106,17 @@ def _draw_request(args: argparse.Namespace) -> Any:
 
 
 def _invented(args: argparse.Namespace, where: Any) -> Path:
-    """The pack of invented props; the first process makes it."""
-    import torch.distributed as dist
-
+    """The pack of invented props."""
     from im3d.training.invented import invented_pack
 
-    if not where.first:
-        dist.barrier()
-    pack = invented_pack(args.pack, args.cache, args.invented, args.seed, args.workers)
-    if where.first and where.world > 1:
-        dist.barrier()
-    return pack
+    return _made_once(lambda: invented_pack(args.pack, args.cache, args.invented, args.seed, args.workers), where)
 
 
 def _grids(args: argparse.Namespace, where: Any) -> Any:
-    """The packs' occupancy grids; the first process makes them."""
-    import torch.distributed as dist
-
+    """The packs' grids of distances."""
     from im3d.training.grids import pack_grids
 
-    grids = pack_grids(args.pack, args.cache, args.workers) if where.first else None
-    if where.world > 1:
-        dist.barrier()
-    return grids or pack_grids(args.pack, args.cache, args.workers)
+    return _made_once(lambda: pack_grids(args.pack, args.cache, args.workers), where)
 
 
 def _finetune(args: argparse.Namespace, where: Any, started: float) -> None:

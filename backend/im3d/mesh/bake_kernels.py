@@ -63,6 +63,7 @@ def sight_weights(  # type: ignore[no-untyped-def]
     count, size = len(screen), len(nearest)
     reach = math.ceil(guard * scale) - 1  # further away it is `guard` or more
     weight = np.zeros(count, np.float32)
+    coverage = alpha[:, :, np.newaxis]
     for t in prange(count):
         x = centre[0] - positions[t, 0]
         y = centre[1] - positions[t, 1]
@@ -81,7 +82,7 @@ def sight_weights(  # type: ignore[no-untyped-def]
                 if edge[j, i]:
                     closest = min(closest, float((j - row) ** 2 + (i - column) ** 2))
         trust = min(max(math.sqrt(closest) / scale / guard, 0.02), 1.0)
-        solid = min(max((_bilinear(alpha, screen[t, 0], screen[t, 1]) - 0.3) / 0.6, 0.0), 1.0)
+        solid = min(max((_bilinear(coverage, screen[t, 0], screen[t, 1], 0) - 0.3) / 0.6, 0.0), 1.0)
         weight[t] = cosine**power * trust * solid
     return weight
 
@@ -92,7 +93,7 @@ def add_weighted(total, weight, xy, picture):  # type: ignore[no-untyped-def]
     for t in prange(len(weight)):
         if weight[t] > 0:
             for c in range(3):
-                total[t, c] += weight[t] * _bilinear_channel(picture, xy[t, 0], xy[t, 1], c)
+                total[t, c] += weight[t] * _bilinear(picture, xy[t, 0], xy[t, 1], c)
 
 
 @njit(parallel=True, cache=True)
@@ -126,9 +127,9 @@ def missing(texture, face, weights, faces, uv, picture, alpha, scale):  # type: 
                         corner = faces[shown, k]
                         u += weights[j, i, k] * uv[corner, 0]
                         v += weights[j, i, k] * uv[corner, 1]
-                    red += _bilinear_channel(texture, u * n, v * n, 0)
-                    green += _bilinear_channel(texture, u * n, v * n, 1)
-                    blue += _bilinear_channel(texture, u * n, v * n, 2)
+                    red += _bilinear(texture, u * n, v * n, 0)
+                    green += _bilinear(texture, u * n, v * n, 1)
+                    blue += _bilinear(texture, u * n, v * n, 2)
             if solid:
                 lacking[y, x, 0] = picture[y, x, 0] - red / (scale * scale)
                 lacking[y, x, 1] = picture[y, x, 1] - green / (scale * scale)
@@ -137,21 +138,8 @@ def missing(texture, face, weights, faces, uv, picture, alpha, scale):  # type: 
 
 
 @njit(inline="always")
-def _bilinear(image, x, y):  # type: ignore[no-untyped-def]
-    """The value of (H, W) at pixel coordinates (centres at +0.5), clamped at the border."""
-    height, width = image.shape
-    u = min(max(x - 0.5, 0.0), width - 1.001)
-    v = min(max(y - 0.5, 0.0), height - 1.001)
-    i, j = int(u), int(v)
-    a, b = u - i, v - j
-    top = image[j, i] * (1 - a) + image[j, i + 1] * a
-    bottom = image[j + 1, i] * (1 - a) + image[j + 1, i + 1] * a
-    return top * (1 - b) + bottom * b
-
-
-@njit(inline="always")
-def _bilinear_channel(image, x, y, c):  # type: ignore[no-untyped-def]
-    """`_bilinear` of one channel of (H, W, C)."""
+def _bilinear(image, x, y, c):  # type: ignore[no-untyped-def]
+    """One channel of (H, W, C) at pixel coordinates (centres at +0.5), clamped at the border."""
     height, width = image.shape[0], image.shape[1]
     u = min(max(x - 0.5, 0.0), width - 1.001)
     v = min(max(y - 0.5, 0.0), height - 1.001)

@@ -42,7 +42,7 @@ def write_glb(path: Path, textured: TexturedMesh, name: str, height_m: float) ->
     base = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
     turned = textured.tangents[:, :3] @ GLTF_FROM_WORLD.T
 
-    textures = [textured.base_color] if textured.normal_map is None else [textured.base_color, textured.normal_map]
+    textures = [pixels for pixels in (textured.base_color, textured.normal_map) if pixels is not None]
     with ThreadPoolExecutor(len(textures)) as pool:  # compressing lets go of the lock
         files = list(pool.map(_png, textures))
     blob = _Blob()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from im3d.packs import Pack, Part
+from im3d.packs import INT16_SCALE, Pack, Part
 
 FloatArray = NDArray[np.float64]
 
@@ -101,7 +101,7 @@ def _invented(
         parts = []
         for j, (part, vertices) in enumerate(zip(piece.parts, _fitted(piece.vertices), strict=True)):
             prefix = f"{number}.{j}."
-            arrays[prefix + "vertices"] = (vertices * 32767).round().astype(np.int16)
+            arrays[prefix + "vertices"] = (vertices / INT16_SCALE).round().astype(np.int16)
             arrays[prefix + "faces"] = part.faces
             if part.uv is not None:
                 arrays[prefix + "uv"] = part.uv.astype(np.float16)
