@@ -300,7 +300,7 @@ class Stages:
         surface = Surface.load(self.job.work / "surface.npz")
         input_view = 0 if self.request.views is None else None  # an orbit begins with it
         texture = self.settings.texture
-        textured = texture_surface(surface, self.gaussians, self.views, texture, progress, input_view)
+        textured = texture_surface(surface, self.gaussians, self.views, texture, progress, input_view, self.device)
         textured.save(self.job.work / "textured.npz")
 
     def export(self, progress: Progress) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, map_coordinates, maximum_filter, minimum_filter
 
 from im3d.mesh import bake_kernels
+from im3d.orbit import Cameras, Orbit
 
 RNG = np.random.default_rng(0)
 SIZE, SCALE = 24, 2
@@ -24,6 +25,14 @@ def bilinear(image: NDArray[np.float32], xy: NDArray[np.float64]) -> NDArray[np.
     return found
 
 
+def unprojected(camera: Cameras, screen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """World positions of pixel coordinates and depths (P, 3)."""
+    at = (screen[:, :2] - camera.size / 2) / camera.focal * screen[:, 2:]
+    V = camera.viewmats[0].astype(np.float64)
+    points: NDArray[np.float64] = (np.column_stack([at, screen[:, 2]]) - V[:3, 3]) @ V[:3, :3]
+    return points
+
+
 def test_edges_are_where_neighbours_differ() -> None:
     depth = steps(48)
     nearest, edge = bake_kernels.depth_edges(depth, 0.03)
@@ -37,14 +46,17 @@ def test_weights_of_a_view(guard: float) -> None:
     depth = steps(SIZE * SCALE)
     nearest, edge = bake_kernels.depth_edges(depth, 0.03)
     count = 4000
+    camera = Orbit.uniform(16, 20.0).cameras(SIZE)[3]
+    centre = camera.centres[0]
     screen = np.column_stack([RNG.uniform(0.5, SIZE - 0.6, (count, 2)), RNG.uniform(0.98, 1.25, count)])
-    positions, centre = RNG.normal(0, 0.3, (count, 3)), np.array([0.0, -2.0, 0.5])
-    normals = RNG.normal(size=(count, 3)) + np.array([0, -1, 0])
+    positions = unprojected(camera, screen)
+    normals = RNG.normal(size=(count, 3)) + centre / np.linalg.norm(centre)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     alpha = RNG.uniform(0, 1.2, (SIZE, SIZE)).clip(0, 1).astype(np.float32)
     weight = bake_kernels.sight_weights(
-        screen, positions, normals, centre, nearest, edge, alpha, SCALE, 0.006, 0.004, 0.1, 2.0, guard
-    )
+        positions, normals, camera.viewmats[0], camera.focal, centre, nearest, edge, alpha, SCALE,
+        0.006, 0.004, 0.1, 2.0, guard,
+    )  # fmt: skip
 
     toward = centre - positions
     toward /= np.linalg.norm(toward, axis=1, keepdims=True)
@@ -83,9 +95,12 @@ def test_what_a_texture_lacks_in_a_picture() -> None:
 
 def test_weighted_colours_add_up() -> None:
     picture = RNG.random((SIZE, SIZE, 3)).astype(np.float32)
-    xy, weight = RNG.uniform(1, SIZE - 1, (300, 2)), RNG.random(300).astype(np.float32)
+    weight = RNG.random(300).astype(np.float32)
+    camera = Orbit.uniform(16, 20.0).cameras(SIZE)[3]
+    screen = np.column_stack([RNG.uniform(1, SIZE - 1, (300, 2)), RNG.uniform(1.5, 2.5, 300)])
     weight[:50] = 0
     total = np.ones((300, 3), np.float32)
-    bake_kernels.add_weighted(total, weight, xy, picture)
-    expected = 1 + weight[:, None] * np.stack([bilinear(picture[..., c], xy) for c in range(3)], axis=1)
+    positions = unprojected(camera, screen)
+    bake_kernels.add_weighted(total, weight, positions, camera.viewmats[0], camera.focal, picture)
+    expected = 1 + weight[:, None] * np.stack([bilinear(picture[..., c], screen[:, :2]) for c in range(3)], axis=1)
     np.testing.assert_allclose(total, expected, atol=1e-5)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from im3d.images import OrbitViews
@@ -23,6 +24,7 @@ from im3d.mesh.export import write_glb
 from im3d.mesh.surface import TriangleMesh
 from im3d.mesh.tangents import vertex_tangents
 from im3d.mesh.unwrap import UnwrappedMesh, unwrap
+from im3d.mesh.xatlas_worker import PIECE_FACES, pieces
 from im3d.orbit import Orbit
 from im3d.settings import TextureSettings
 
@@ -88,6 +90,16 @@ class TestAtlas:
         assert len(drawn) - 1 == len(shape.faces)  # every face owns a texel
 
 
+def test_pieces_share_out_the_faces_and_lie_apart() -> None:
+    """The atlas of a long mesh is made of pieces of it, each a part of its length."""
+    centres = np.random.default_rng(0).random((20_000, 3)) * (8, 1, 1)
+    found = pieces(centres)
+    assert sorted(np.concatenate(found)) == list(range(20_000))
+    assert len(found) == 8
+    assert max(map(len, found)) <= 1.5 * PIECE_FACES
+    assert max(np.ptp(centres[rows, 0]) for rows in found) < 1.1
+
+
 def overlap(atlas: UnwrappedMesh, size: int = 512) -> float:
     """Share of covered texels that belong to two charts, by drawing faces singly and all at once."""
     corners = atlas.uv[atlas.faces].astype(np.float64) * size
@@ -98,15 +110,17 @@ def overlap(atlas: UnwrappedMesh, size: int = 512) -> float:
     return max(0.0, float(area / covered) - 1.0)
 
 
+def black(rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """What texels get that no view sees."""
+    return np.zeros((int(rows.sum()), 3), np.float32)
+
+
 class TestColors:
     def test_a_known_texture_comes_back(self, shape: TriangleMesh, atlas: UnwrappedMesh) -> None:
         normals = shape.vertex_normals()[atlas.source]
         texels = atlas_texels(atlas, normals, SIZE)
         assert np.abs(np.linalg.norm(texels.normals, axis=1) - 1).max() < 1e-6
-        unknown = np.zeros((len(texels.positions), 3), np.float32)
-        texture, unseen = bake_colors(
-            atlas, texels, painted_views(shape), unknown, TextureSettings(size=SIZE, polish=3)
-        )
+        texture, unseen = bake_colors(atlas, texels, painted_views(shape), black, TextureSettings(size=SIZE, polish=3))
         baked, true = texture[texels.covered], paint(texels.positions)
         known = baked.sum(axis=1) > 0.05
         assert 1 - known.mean() == pytest.approx(unseen, abs=0.01)
@@ -119,13 +133,12 @@ class TestColors:
         texels = atlas_texels(atlas, shape.vertex_normals()[atlas.source], SIZE)
         views = painted_views(shape)
         views.rgba[1:, ..., :3] = 0.5
-        unknown = np.zeros((len(texels.positions), 3), np.float32)
         toward = views.orbit.cameras(views.size).centres[0] - texels.positions
         facing = np.einsum("tc,tc->t", toward, texels.normals) / np.linalg.norm(toward, axis=1) > 0.7
         error = {}
         for input_view in (None, 0):
             settings = TextureSettings(size=SIZE)
-            texture, _ = bake_colors(atlas, texels, views, unknown, settings, input_view=input_view)
+            texture, _ = bake_colors(atlas, texels, views, black, settings, input_view=input_view)
             error[input_view] = np.abs(texture[texels.covered] - paint(texels.positions))[facing].mean()
         assert error[0] < 0.25 * error[None]
 
@@ -133,7 +146,8 @@ class TestColors:
         texels = atlas_texels(atlas, shape.vertex_normals()[atlas.source], SIZE)
         points = shape.vertices[::7]
         directions = points / np.linalg.norm(points, axis=1, keepdims=True)
-        guess = splat_colors(texels, points, paint(points).astype(np.float32), directions.astype(np.float32))
+        colors, directions = paint(points).astype(np.float32), directions.astype(np.float32)
+        guess = lambda rows: splat_colors(texels, rows, points, colors, directions)  # noqa: E731
         texture, _ = bake_colors(atlas, texels, painted_views(shape), guess, TextureSettings(size=SIZE))
         assert texture.shape == (SIZE, SIZE, 3)
         assert texture.min() > 0.05
@@ -155,7 +169,7 @@ class TestColors:
         means = np.concatenate([front, back]).astype(np.float32)
         colors = np.repeat(np.array([[1.0, 0, 0], [0, 0, 1.0]], np.float32), len(front), axis=0)
         seen = np.repeat(np.array([[0, -1.0, 0], [0, 1.0, 0]], np.float32), len(front), axis=0)
-        got = splat_colors(texels, means, colors, seen)
+        got = splat_colors(texels, np.ones(len(texels.positions), bool), means, colors, seen)
         assert (got[texels.positions[:, 1] < -0.004][:, 0] > 0.99).all()
         assert (got[texels.positions[:, 1] > 0.004][:, 2] > 0.99).all()
 

@@ -395,3 +395,13 @@ def test_the_field_of_a_gpu_is_that_of_the_cpu(elevation: float) -> None:
     assert_same_field(
         fused_field(gaussians, views, settings, device=torch.device("cuda")), fused_field(gaussians, views, settings)
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="No CUDA device is visible to torch.")
+def test_textures_are_the_same_on_a_gpu(scene: tuple[Gaussians, OrbitViews]) -> None:
+    surface = build_surface(*scene, dataclasses.replace(SETTINGS, faces=800, outline_rounds=0))
+    settings = TextureSettings(size=128)
+    on_cpu, on_gpu = (build.texture_surface(surface, *scene, settings, device=torch.device(d)) for d in ("cpu", "cuda"))
+    assert on_gpu.unseen == on_cpu.unseen
+    assert np.abs(on_gpu.base_color - on_cpu.base_color).mean() < 1e-3

@@ -92,7 +92,7 @@ def budget(
         gaussians = fit.finished().to("cpu")
         surface = build_surface(gaussians, views, settings.mesh, silent, device)
     with watch.part("texture"):
-        textured = texture_surface(surface, gaussians, views, settings.texture)
+        textured = texture_surface(surface, gaussians, views, settings.texture, device=device)
     with watch.part("GLB"), tempfile.TemporaryDirectory() as folder:
         write_glb(Path(folder) / "mesh.glb", textured, "bench", 1.0)
     return {"whole_s": time.perf_counter() - start, "network_calls": generator.network_calls,

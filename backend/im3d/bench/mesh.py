@@ -6,6 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from im3d.bench.measure import Bench
 from im3d.images import OrbitViews
 from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors
@@ -47,12 +50,12 @@ def bench_mesh(bench: Bench, views: OrbitViews, settings: Settings) -> dict[str,
     texels = _kept(bench, "texels", lambda: atlas_texels(unwrapped, normals, texture.size))
     cameras = views.orbit.cameras(views.size)
 
-    def guess() -> Any:
-        seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
-        return splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
+    seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu")).numpy()
 
-    colours = _kept(bench, "colours of what no view saw", guess)
-    baked = _kept(bench, "baking", lambda: bake_colors(unwrapped, texels, views, colours, texture))
+    def guess(rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+        return splat_colors(texels, rows, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from)
+
+    baked = _kept(bench, "baking", lambda: bake_colors(unwrapped, texels, views, guess, texture))
     normal_map = _kept(bench, "normal map", lambda: bake_normals(unwrapped, texels, normals, tangents, surface.full))
     textured = TexturedMesh(unwrapped, normals, tangents, baked[0], normal_map, baked[1])
     with tempfile.TemporaryDirectory() as folder:

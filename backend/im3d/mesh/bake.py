@@ -8,6 +8,9 @@ back-projection then give the texture what the weighted mean blurred away.
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,14 +91,6 @@ class MeshView:
     alpha: FloatArray
 
 
-@dataclass(frozen=True)
-class _Sight:
-    """One view of the texels: its weight for each (T,), and where they lie in it (T, 2)."""
-
-    weight: FloatArray
-    xy: NDArray[np.float64]
-
-
 def atlas_texels(mesh: UnwrappedMesh, normals: FloatArray, size: int) -> Texels:
     """Texels of a square atlas of `size` pixels; `normals` (V, 3) are those of the unwrapped vertices."""
     flat = np.concatenate([mesh.uv.astype(np.float64) * size, np.ones((len(mesh.uv), 1))], axis=1)
@@ -109,7 +104,7 @@ def bake_colors(
     mesh: UnwrappedMesh,
     texels: Texels,
     views: OrbitViews,
-    unseen: FloatArray,
+    unseen: Callable[[NDArray[np.bool_]], FloatArray],
     settings: TextureSettings,
     progress: Progress = silent,
     input_view: int | None = None,
@@ -120,7 +115,7 @@ def bake_colors(
     Args:
         mesh, texels: The atlas.
         views: The pictures.
-        unseen: (T, 3) colour of each texel where no view sees it.
+        unseen: Asked for the colours (n, 3) of the texels that no view sees, given as a mask (T,).
         settings: See `TextureSettings`.
         input_view: The view that is the picture which the others were made from; None: all are pictures.
         mesh_views: `views_of_mesh`, where they are known.
@@ -134,18 +129,18 @@ def bake_colors(
     for k, view in enumerate(seen):
         sight = _sight(texels, cameras, k, view)
         if k == input_view:
-            sight.weight[:] *= settings.input_weight
+            sight *= np.float32(settings.input_weight)
         sights.append(sight)
         progress(k + 1, len(cameras) + settings.polish + 1)
-    total = np.sum([s.weight for s in sights], axis=0)
+    total = np.sum(sights, axis=0)
     colored = total > SEEN
 
-    colors = _blend(sights, total, [view.picture for view in seen])
-    colors[~colored] = unseen[~colored]
+    colors = _blend(texels, cameras, sights, total, [view.picture for view in seen])
+    colors[~colored] = unseen(~colored)
     for round_ in range(settings.polish):
         texture = texels.spread(colors)
         missing = [_missing(texture, mesh, view) for view in seen]
-        step = settings.polish_step * _blend(sights, total, missing)
+        step = settings.polish_step * _blend(texels, cameras, sights, total, missing)
         colors[colored] = np.clip(colors[colored] + step[colored], 0, 1)
         progress(len(cameras) + round_ + 1, len(cameras) + settings.polish + 1)
     return texels.spread(colors), float(1 - colored.mean())
@@ -154,27 +149,36 @@ def bake_colors(
 def views_of_mesh(vertices: FloatArray, faces: NDArray[np.int32], views: OrbitViews) -> list[MeshView]:
     """What each view shows of a mesh."""
     cameras = views.orbit.cameras(views.size)
-    found = []
-    for k, rgba in enumerate(views.rgba):
+
+    def view(k: int) -> MeshView:
         buffers = rasterize_mesh(to_screen(vertices, cameras, k, SCREEN_SCALE), faces, cameras.size * SCREEN_SCALE)
         depth = np.where(buffers.depth >= FAR, 1e3, buffers.depth)
         nearest, edge = bake_kernels.depth_edges(depth, DEPTH_EDGE)
-        found.append(MeshView(buffers, nearest, edge, _bled(rgba), np.ascontiguousarray(rgba[..., 3])))
-    return found
+        rgba = views.rgba[k]
+        return MeshView(buffers, nearest, edge, _bled(rgba), np.ascontiguousarray(rgba[..., 3]))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(view, range(len(cameras))))
 
 
 def splat_colors(
-    texels: Texels, means: NDArray[np.float32], colors: FloatArray, seen_from: NDArray[np.float32]
+    texels: Texels,
+    rows: NDArray[np.bool_],
+    means: NDArray[np.float32],
+    colors: FloatArray,
+    seen_from: NDArray[np.float32],
 ) -> FloatArray:
-    """(T, 3) colours of the splats nearest to each texel, preferring those that were seen from the texel's side.
+    """(n, 3) colours of the splats nearest to some texels, preferring those that were seen from the texel's side.
 
     Args:
+        rows: (T,) which texels.
         means, colors: (N, 3) of the splats.
         seen_from: (N, 3) unit direction from which each was seen.
     """
     # Facing the other way counts like a distance of a tenth of the object: the far side of a thin wall is too near.
     tree = cKDTree(np.concatenate([means, 0.05 * seen_from], axis=1))
-    _, nearest = tree.query(np.concatenate([texels.positions, 0.05 * texels.normals], axis=1), k=4, eps=0.3, workers=-1)
+    places = np.concatenate([texels.positions[rows], 0.05 * texels.normals[rows]], axis=1)
+    _, nearest = tree.query(places, k=4, eps=0.3, workers=-1)
     mean: FloatArray = colors[nearest].mean(axis=1)
     return mean
 
@@ -211,20 +215,22 @@ def bake_normals(
     return texels.spread((local * 0.5 + 0.5).astype(np.float32))
 
 
-def _sight(texels: Texels, cameras: Cameras, k: int, view: MeshView) -> _Sight:
-    screen = to_screen(texels.positions.astype(np.float32), cameras, k)
-    weight = bake_kernels.sight_weights(
-        screen, texels.positions, texels.normals, cameras.centres[k], view.nearest, view.edge,
-        view.alpha, SCREEN_SCALE, DEPTH_SLACK, GRAZING_SLACK, GRAZING, COS_POWER, GUARD_PX,
+def _sight(texels: Texels, cameras: Cameras, k: int, view: MeshView) -> FloatArray:
+    """(T,) weight of one view for each texel."""
+    weight: FloatArray = bake_kernels.sight_weights(
+        texels.positions, texels.normals, cameras.viewmats[k], cameras.focal, cameras.centres[k], view.nearest,
+        view.edge, view.alpha, SCREEN_SCALE, DEPTH_SLACK, GRAZING_SLACK, GRAZING, COS_POWER, GUARD_PX,
     )  # fmt: skip
-    return _Sight(weight, np.ascontiguousarray(screen[:, :2]))
+    return weight
 
 
-def _blend(sights: list[_Sight], total: FloatArray, pictures: list[FloatArray]) -> FloatArray:
+def _blend(
+    texels: Texels, cameras: Cameras, sights: list[FloatArray], total: FloatArray, pictures: list[FloatArray]
+) -> FloatArray:
     """(T, 3) weighted mean of what the views show at each texel."""
     result = np.zeros((len(total), 3), np.float32)
-    for sight, picture in zip(sights, pictures, strict=True):
-        bake_kernels.add_weighted(result, sight.weight, sight.xy, picture)
+    for weight, viewmat, picture in zip(sights, cameras.viewmats, pictures, strict=True):
+        bake_kernels.add_weighted(result, weight, texels.positions, viewmat, cameras.focal, picture)
     return result / np.maximum(total, 1e-9)[:, None]
 
 

@@ -12,9 +12,11 @@ import numpy as np
 from numba import njit, prange
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def depth_edges(depth, limit):  # type: ignore[no-untyped-def]
     """Nearest depth of the 3 × 3 pixels about each, and where the farthest of them is more than `limit` behind it.
+
+    On one core, and any thread may call it.
 
     Args:
         depth: (S, S) float64.
@@ -26,7 +28,7 @@ def depth_edges(depth, limit):  # type: ignore[no-untyped-def]
     size = len(depth)
     nearest = np.empty((size, size), np.float32)
     edge = np.empty((size, size), np.bool_)
-    for y in prange(size):
+    for y in range(size):
         for x in range(size):
             low = depth[y, x]
             high = low
@@ -41,14 +43,13 @@ def depth_edges(depth, limit):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, cache=True)
 def sight_weights(  # type: ignore[no-untyped-def]
-    screen, positions, normals, centre, nearest, edge, alpha, scale, slack, grazing_slack, grazing, power, guard
+    positions, normals, viewmat, focal, centre, nearest, edge, alpha, scale, slack, grazing_slack, grazing, power, guard
 ):  # fmt: skip
     """How much each texel trusts one view: 0 where it is hidden.
 
     Args:
-        screen: (T, 3) pixel coordinates and depth of the texels.
-        positions, normals: (T, 3).
-        centre: (3,) of the camera.
+        positions, normals: (T, 3) of the texels, in the world.
+        viewmat, focal, centre: (4, 4), number and (3,) of the camera.
         nearest, edge: Of `depth_edges`, (scale·S, scale·S).
         alpha: (S, S) the view's coverage.
         scale: Of the depth buffer.
@@ -60,7 +61,7 @@ def sight_weights(  # type: ignore[no-untyped-def]
     Returns:
         (T,) float32.
     """
-    count, size = len(screen), len(nearest)
+    count, size, half = len(positions), len(nearest), 0.5 * len(alpha)
     reach = math.ceil(guard * scale) - 1  # further away it is `guard` or more
     weight = np.zeros(count, np.float32)
     coverage = alpha[:, :, np.newaxis]
@@ -72,9 +73,10 @@ def sight_weights(  # type: ignore[no-untyped-def]
         cosine /= math.sqrt(x * x + y * y + z * z)
         if cosine <= grazing:
             continue
-        column = min(max(int(screen[t, 0] * scale), 0), size - 1)
-        row = min(max(int(screen[t, 1] * scale), 0), size - 1)
-        if screen[t, 2] - nearest[row, column] >= slack + grazing_slack / cosine:
+        u, v, depth = _projected(viewmat, focal, half, positions[t, 0], positions[t, 1], positions[t, 2])
+        column = min(max(int(u * scale), 0), size - 1)
+        row = min(max(int(v * scale), 0), size - 1)
+        if depth - nearest[row, column] >= slack + grazing_slack / cosine:
             continue
         closest = (guard * scale) ** 2
         for j in range(max(0, row - reach), min(size, row + reach + 1)):
@@ -82,18 +84,20 @@ def sight_weights(  # type: ignore[no-untyped-def]
                 if edge[j, i]:
                     closest = min(closest, float((j - row) ** 2 + (i - column) ** 2))
         trust = min(max(math.sqrt(closest) / scale / guard, 0.02), 1.0)
-        solid = min(max((_bilinear(coverage, screen[t, 0], screen[t, 1], 0) - 0.3) / 0.6, 0.0), 1.0)
+        solid = min(max((_bilinear(coverage, u, v, 0) - 0.3) / 0.6, 0.0), 1.0)
         weight[t] = cosine**power * trust * solid
     return weight
 
 
 @njit(parallel=True, cache=True)
-def add_weighted(total, weight, xy, picture):  # type: ignore[no-untyped-def]
-    """Adds to total (T, 3) what a picture (S, S, 3) shows at xy (T, 2), times the weight (T,)."""
+def add_weighted(total, weight, positions, viewmat, focal, picture):  # type: ignore[no-untyped-def]
+    """Adds to total (T, 3) what a camera's picture (S, S, 3) shows of positions (T, 3), times the weight (T,)."""
+    half = 0.5 * len(picture)
     for t in prange(len(weight)):
         if weight[t] > 0:
+            u, v, _ = _projected(viewmat, focal, half, positions[t, 0], positions[t, 1], positions[t, 2])
             for c in range(3):
-                total[t, c] += weight[t] * _bilinear(picture, xy[t, 0], xy[t, 1], c)
+                total[t, c] += weight[t] * _bilinear(picture, u, v, c)
 
 
 @njit(parallel=True, cache=True)
@@ -135,6 +139,15 @@ def missing(texture, face, weights, faces, uv, picture, alpha, scale):  # type: 
                 lacking[y, x, 1] = picture[y, x, 1] - green / (scale * scale)
                 lacking[y, x, 2] = picture[y, x, 2] - blue / (scale * scale)
     return lacking
+
+
+@njit(inline="always")
+def _projected(viewmat, focal, half, x, y, z):  # type: ignore[no-untyped-def]
+    """Pixel coordinates and depth of a point: `Cameras.project`."""
+    depth = viewmat[2, 0] * x + viewmat[2, 1] * y + viewmat[2, 2] * z + viewmat[2, 3]
+    u = viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * z + viewmat[0, 3]
+    v = viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * z + viewmat[1, 3]
+    return focal * u / depth + half, focal * v / depth + half, depth
 
 
 @njit(inline="always")

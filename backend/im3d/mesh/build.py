@@ -17,8 +17,10 @@ from im3d.mesh.outline import fit_outlines
 from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
 from im3d.mesh.tangents import vertex_tangents
 from im3d.mesh.unwrap import UnwrappedMesh, unwrap
+from im3d.orbit import Cameras
 from im3d.progress import Progress, silent
 from im3d.settings import MeshSettings, TextureSettings
+from im3d.splats import depth_torch
 from im3d.splats.depth import seen_directions
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.render import blending_weights
@@ -143,14 +145,24 @@ def texture_surface(
     settings: TextureSettings,
     progress: Progress = silent,
     input_view: int | None = None,
+    device: torch.device = CPU,
 ) -> TexturedMesh:
-    """UV atlas, base colour and normal map of a surface; `input_view` as `bake_colors` takes it."""
+    """UV atlas, base colour and normal map of a surface.
+
+    Args:
+        surface: Of `build_surface`.
+        gaussians, views: As it took them.
+        settings: See `TextureSettings`.
+        progress: Told of the views.
+        input_view: As `bake_colors` takes it.
+        device: Where splats are drawn, to learn which views saw them.
+    """
     # xatlas has a process of its own on one core, so the thread that waits for it costs nothing. All of numba stays on
     # this thread: not every threading layer of it may be entered from two.
     with ThreadPoolExecutor(1) as waiting:
         atlas = waiting.submit(unwrap, surface.mesh, settings.size)
         cameras = views.orbit.cameras(views.size)
-        seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
+        seen_from = _seen_from(gaussians, cameras, device)
         smooth = surface.mesh.vertex_normals()
         mesh_views = views_of_mesh(surface.mesh.vertices, surface.mesh.faces, views)
         unwrapped = atlas.result()
@@ -162,11 +174,20 @@ def texture_surface(
         if settings.normal_map:
             # It needs no numba.
             normal_map = beside.submit(bake_normals, unwrapped, texels, normals, tangents, surface.full)
-        guess = splat_colors(texels, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.numpy())
+        means, colors, directions = gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.cpu().numpy()
         # The atlas has the same faces; were they in another order, what the views show would not be its.
         same = np.array_equal(unwrapped.source[unwrapped.faces], surface.mesh.faces)
         base_color, unseen = bake_colors(
-            unwrapped, texels, views, guess, settings, progress, input_view, mesh_views if same else None
-        )
+            unwrapped, texels, views, lambda rows: splat_colors(texels, rows, means, colors, directions), settings,
+            progress, input_view, mesh_views if same else None,
+        )  # fmt: skip
     detail = normal_map.result() if normal_map else None
     return TexturedMesh(unwrapped, normals, tangents, base_color, detail, unseen)
+
+
+def _seen_from(gaussians: Gaussians, cameras: Cameras, device: torch.device) -> torch.Tensor:
+    """`seen_directions` of splats on the CPU, found on `device`."""
+    if device.type == "cpu":
+        return seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
+    splats = gaussians.to(device)
+    return seen_directions(splats, cameras, depth_torch.blending_weights(splats, cameras))

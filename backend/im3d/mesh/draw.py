@@ -60,7 +60,7 @@ def rasterize_mesh(screen: NDArray[np.float64], faces: NDArray[np.int32], size: 
     return MeshBuffers(face, weights, depth)
 
 
-@njit(fastmath=True, cache=True)
+@njit(nogil=True, fastmath=True, cache=True)
 def _rasterize(P, faces, size, face, weights, depth):  # type: ignore[no-untyped-def]
     for t in range(len(faces)):
         a = faces[t, 0]

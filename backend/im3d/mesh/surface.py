@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,22 +176,25 @@ def _real_parts(mesh: TriangleMesh, views: OrbitViews) -> TriangleMesh:
         raise InputError("No solid object was found in the views.", "Check the masks, the elevation and their order.")
     keep = candidates
     if len(candidates) > 1:
-        cameras = views.orbit.cameras(views.size)
-        screens = [to_screen(mesh.vertices, cameras, k) for k in range(len(cameras))]
-        covers = []
-        for part in candidates:
-            faces = mesh.faces[labels == part]
-            covers.append(np.stack([rasterize_mesh(s, faces, cameras.size).face >= 0 for s in screens]))
-        alone = np.sum(covers, axis=0) == 1
-        masks = views.rgba[..., 3] > 0.5
-        keep = [
-            part
-            for rank, (part, cover) in enumerate(zip(candidates, covers, strict=True))
-            if rank == 0 or int((cover & alone & masks).sum()) >= EXPLAINED_PIXELS
-        ]
+        explained = _explained(mesh, [mesh.faces[labels == part] for part in candidates], views)
+        keep = [p for rank, p in enumerate(candidates) if rank == 0 or explained[rank] >= EXPLAINED_PIXELS]
     faces = mesh.faces[np.isin(labels, keep)]
     used, index = np.unique(faces, return_inverse=True)
     return TriangleMesh(mesh.vertices[used], index.reshape(-1, 3).astype(np.int32))
+
+
+def _explained(mesh: TriangleMesh, parts: list[IntArray], views: OrbitViews) -> NDArray[np.int64]:
+    """(P,) how many pixels of all masks each of the parts, given by its faces, covers and no other part does."""
+    cameras = views.orbit.cameras(views.size)
+
+    def in_view(k: int) -> NDArray[np.int64]:
+        screen = to_screen(mesh.vertices, cameras, k)
+        covers = np.stack([rasterize_mesh(screen, faces, cameras.size).face >= 0 for faces in parts])
+        counted = (covers.sum(axis=0) == 1) & (views.rgba[k, ..., 3] > 0.5)
+        return (covers & counted).sum(axis=(1, 2))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.sum(list(pool.map(in_view, range(len(cameras)))), axis=0)
 
 
 def _labels(faces: NDArray[Any], vertices: int) -> NDArray[np.int32]:
