@@ -13,6 +13,7 @@ as one that was never stopped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,7 @@ class SplatFit:
         first = iteration * per_step
         rows = []
         for position in range(first, first + per_step):
-            order = np.random.default_rng([self.seed, position // count]).permutation(count)
-            rows.append(int(order[position % count]))
+            rows.append(_shuffled(self.seed, position // count, count)[position % count])
         return rows
 
     # ---------------------------------------------------------------- state
@@ -289,6 +289,13 @@ class SplatFit:
         with torch.no_grad():
             rendered = render(self._activated(), self._cameras(self._full_size)[0], self.rasterizer)
             return rendered.over(1.0)[0].clamp(0, 1).cpu().numpy()
+
+
+@functools.lru_cache(maxsize=16)
+def _shuffled(seed: int, turn: int, count: int) -> list[int]:
+    """The views in the order in which one turn through all of them takes them."""
+    order: list[int] = np.random.default_rng([seed, turn]).permutation(count).tolist()
+    return order
 
 
 def _adam_step(optimizer: torch.optim.Optimizer) -> None:
