@@ -1,16 +1,22 @@
-"""Facts about the machine and this process."""
+"""Facts about the machine and this process, and work for all of its cores."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from im3d.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def processor_name() -> str:
@@ -57,3 +63,13 @@ def fast_in_half(device: torch.device) -> bool:
     import torch
 
     return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+
+
+def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """`work` of every item, in as many threads as there are cores.
+
+    For work that lets go of Python's lock, as numpy's long loops and numba's with `nogil` do. Loops of numba that are
+    parallel themselves must not be in it: not every threading layer may be entered from two threads.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, items))

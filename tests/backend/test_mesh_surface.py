@@ -13,11 +13,12 @@ from scipy.ndimage import distance_transform_edt
 
 from im3d.errors import InputError
 from im3d.images import OrbitViews
+from im3d.machine import on_all_cores
 from im3d.mesh.build import build_surface
 from im3d.mesh.distance import distance_to_false
 from im3d.mesh.draw import rasterize_mesh, to_screen
 from im3d.mesh.field import Field, _hollows, density_field
-from im3d.mesh.silhouettes import Grid, hull_field, hull_grid, signed_distances
+from im3d.mesh.silhouettes import Grid, all_signed_distances, hull_field, hull_grid, signed_distances
 from im3d.mesh.surface import TriangleMesh, extract_surface, mesh_stats, simplified
 from im3d.orbit import Orbit
 from im3d.settings import FitSettings, MeshSettings
@@ -235,6 +236,14 @@ def fitted() -> tuple[Gaussians, OrbitViews]:
 def test_distances_equal_scipys(share: float) -> None:
     mask = np.random.default_rng(3).random((150, 97)) < share
     np.testing.assert_allclose(distance_to_false(mask), distance_transform_edt(mask), atol=1e-5)
+
+
+def test_views_dealt_to_the_cores_come_back_in_order() -> None:
+    alphas = np.random.default_rng(4).random((7, 20, 20)).astype(np.float32)
+    each = [signed_distances(alpha) for alpha in alphas]
+    np.testing.assert_array_equal(all_signed_distances(alphas), each)
+    with pytest.raises(ZeroDivisionError):
+        on_all_cores(lambda n: 1 / n, [1, 2, 0])
 
 
 def test_without_a_false_sample_everything_is_far() -> None:

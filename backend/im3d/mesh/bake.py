@@ -8,9 +8,7 @@ back-projection then give the texture what the weighted mean blurred away.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from im3d.images import OrbitViews
+from im3d.machine import on_all_cores
 from im3d.mesh import bake_kernels
 from im3d.mesh.draw import FAR, MeshBuffers, rasterize_mesh, to_screen
 from im3d.mesh.surface import TriangleMesh
@@ -157,8 +156,7 @@ def views_of_mesh(vertices: FloatArray, faces: NDArray[np.int32], views: OrbitVi
         rgba = views.rgba[k]
         return MeshView(buffers, nearest, edge, _bled(rgba), np.ascontiguousarray(rgba[..., 3]))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(view, range(len(cameras))))
+    return on_all_cores(view, range(len(cameras)))
 
 
 def splat_colors(

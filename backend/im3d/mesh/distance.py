@@ -1,13 +1,13 @@
-"""Exact Euclidean distances in the plane: Felzenszwalb and Huttenlocher 2012, on all cores.
+"""Exact Euclidean distances in the plane: Felzenszwalb and Huttenlocher 2012, on one core; any thread may ask.
 
 The same numbers as `scipy.ndimage.distance_transform_edt`, which takes a hundred milliseconds for a silhouette of 1024²
-samples on one core; a mesh needs a hundred of them.
+samples; a mesh needs a hundred of them. Pictures are dealt to the cores whole (`on_all_cores`).
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 # Farther than any sample of a picture; an array without a False sample is this far from one everywhere.
@@ -19,35 +19,31 @@ def distance_to_false(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.sqrt(_squared_distances(np.ascontiguousarray(mask)))
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def _squared_distances(mask):  # type: ignore[no-untyped-def]
     height, width = mask.shape
     # Along each column: two sweeps count the samples since the last False one.
     down = np.empty((height, width), np.float32)
-    blocks = (width + 63) // 64
-    for block in prange(blocks):
-        first, end = block * 64, min(block * 64 + 64, width)
-        for x in range(first, end):
-            down[0, x] = FAR if mask[0, x] else 0.0
-        for y in range(1, height):
-            for x in range(first, end):
-                down[y, x] = down[y - 1, x] + 1 if mask[y, x] else 0.0
-        for y in range(height - 2, -1, -1):
-            for x in range(first, end):
-                down[y, x] = min(down[y, x], down[y + 1, x] + 1)
+    for x in range(width):
+        down[0, x] = FAR if mask[0, x] else 0.0
+    for y in range(1, height):
+        for x in range(width):
+            down[y, x] = down[y - 1, x] + 1 if mask[y, x] else 0.0
+    for y in range(height - 2, -1, -1):
+        for x in range(width):
+            down[y, x] = min(down[y, x], down[y + 1, x] + 1)
     # Along each row: the lower envelope of the parabolas that stand on those distances.
     out = np.empty((height, width), np.float32)
-    for y in prange(height):
-        _lower_envelope(down[y], out[y])
+    vertices, starts = np.empty(width, np.int32), np.empty(width + 1)
+    for y in range(height):
+        _lower_envelope(down[y], out[y], vertices, starts)
     return out
 
 
 @njit
-def _lower_envelope(offsets, out):  # type: ignore[no-untyped-def]
-    """out[x] = min over q of (x − q)² + offsets[q]²."""
+def _lower_envelope(offsets, out, vertices, starts):  # type: ignore[no-untyped-def]
+    """out[x] = min over q of (x − q)² + offsets[q]², for n offsets; vertices (n,) and starts (n + 1,) are scratch."""
     n = len(offsets)
-    vertices = np.empty(n, np.int32)
-    starts = np.empty(n + 1)
     k = 0
     vertices[0] = 0
     starts[0] = -np.inf

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion, binary_opening, gaussian_filter, label
 
 from im3d.images import OrbitViews
+from im3d.machine import on_all_cores
 from im3d.mesh.distance import distance_to_false
 from im3d.mesh.sheets import sheet_field, sheet_splats
-from im3d.mesh.silhouettes import Grid, hull_field, hull_grid, signed_distances
+from im3d.mesh.silhouettes import Grid, all_signed_distances, hull_field, hull_grid
 from im3d.orbit import Cameras, look_at_origin
 from im3d.progress import Progress, silent
 from im3d.settings import MeshSettings
@@ -84,7 +85,7 @@ def fused_field(
     orbit = views.orbit
     assert orbit.elevation_deg is not None
     cameras = orbit.cameras(views.size)
-    outlines = np.stack([signed_distances(alpha) for alpha in views.rgba[..., 3]]) - np.float32(settings.slack)
+    outlines = all_signed_distances(views.rgba[..., 3]) - np.float32(settings.slack)
     sheets = sheet_splats(gaussians, outlines, cameras)
     grid = hull_grid(outlines, cameras, orbit.radius, settings.grid, MARGIN, sheets.means.numpy())
     truncation = settings.truncation * (settings.grid - 1) / (REFERENCE_GRID - 1) * grid.step
@@ -95,7 +96,7 @@ def fused_field(
     seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
     if orbit.elevation_deg > LOW_ORBIT_DEG:
         low = low_cameras(orbit.elevation_deg, orbit.radius, cameras)
-        outlines = np.stack([signed_distances(a) for a in median_depth(gaussians, low, seen_from).alpha])
+        outlines = all_signed_distances(median_depth(gaussians, low, seen_from).alpha)
         hull = np.maximum(hull, hull_field(outlines - np.float32(settings.virtual_slack), low, grid, 1.01 * truncation))
     progress(2, 5)
 
@@ -232,7 +233,7 @@ def _fuse(
     behind: float,
 ) -> FloatArray:
     """Truncated signed distances averaged over the cameras; see `_fuse_kernel`."""
-    outside = np.stack([distance_to_false(alpha < 0.5) for alpha in maps.alpha]) - 0.5
+    outside = np.stack(on_all_cores(distance_to_false, maps.alpha < 0.5)) - 0.5
     is_real = np.arange(len(cameras)) < real
     may_carve = np.concatenate([np.ones(real, bool), carves])
     return _fuse_kernel(

@@ -15,8 +15,9 @@ from scipy.sparse import coo_matrix, csr_matrix, diags, vstack
 from scipy.sparse.linalg import cg
 
 from im3d.images import OrbitViews
+from im3d.machine import on_all_cores
 from im3d.mesh.draw import rasterize_mesh, to_screen
-from im3d.mesh.silhouettes import SUBPIXELS, signed_distances
+from im3d.mesh.silhouettes import SUBPIXELS, all_signed_distances, signed_distances
 from im3d.mesh.surface import TriangleMesh
 from im3d.orbit import Cameras
 from im3d.progress import Progress, silent
@@ -40,7 +41,7 @@ def fit_outlines(mesh: TriangleMesh, views: OrbitViews, rounds: int, progress: P
         rounds: Each draws the mesh anew; three are enough.
     """
     cameras = views.orbit.cameras(views.size)
-    masks = [signed_distances(alpha) for alpha in views.rgba[..., 3]]
+    masks = all_signed_distances(views.rgba[..., 3])
     edges, sides = _edges(mesh.faces)
     smooth = _laplacian(edges, len(mesh.vertices)) * SMOOTHNESS
     inertia = diags(np.full(len(mesh.vertices), INERTIA))
@@ -58,19 +59,19 @@ def fit_outlines(mesh: TriangleMesh, views: OrbitViews, rounds: int, progress: P
 def _constraints(
     mesh: TriangleMesh,
     cameras: Cameras,
-    masks: list[NDArray[np.float32]],
+    masks: NDArray[np.float32],
     edges: NDArray[np.int64],
     sides: NDArray[np.int64],
 ) -> tuple[csr_matrix, NDArray[np.float64]]:
     """Rows (M, V) and targets (M,): the offset of each sample of a contour, interpolated from its edge's ends."""
     normals = mesh.face_normals()
     centres = mesh.vertices[mesh.faces].mean(axis=1)
-    parts: list[csr_matrix] = []
-    targets: list[NDArray[np.float64]] = []
-    for k in range(len(cameras)):
+
+    def in_view(k: int) -> list[tuple[csr_matrix, NDArray[np.float64]]]:
         front = np.einsum("fc,fc->f", normals, cameras.centres[k] - centres) > 0
         contour = edges[front[sides[:, 0]] != front[sides[:, 1]]]
         own = _own_outline(mesh, cameras, k)
+        found = []
         for t in SAMPLES:
             points = (1 - t) * mesh.vertices[contour[:, 0]] + t * mesh.vertices[contour[:, 1]]
             screen = to_screen(points, cameras, k)
@@ -79,10 +80,13 @@ def _constraints(
             chosen, n = contour[counts], int(counts.sum())
             index = np.repeat(np.arange(n), 2)
             values = np.tile([1 - t, t], n)
-            parts.append(csr_matrix((values, (index, chosen.reshape(-1))), shape=(n, len(mesh.vertices))))
+            row = csr_matrix((values, (index, chosen.reshape(-1))), shape=(n, len(mesh.vertices)))
             # Outline against outline: a contour just inside its own outline must not be pulled out to the mask's.
-            targets.append((off_own - off_mask)[counts] * screen[counts, 2] / cameras.focal)
-    return vstack(parts).tocsr(), np.concatenate(targets)
+            found.append((row, (off_own - off_mask)[counts] * screen[counts, 2] / cameras.focal))
+        return found
+
+    found = [part for view in on_all_cores(in_view, range(len(cameras))) for part in view]
+    return vstack([rows for rows, _ in found]).tocsr(), np.concatenate([targets for _, targets in found])
 
 
 def _own_outline(mesh: TriangleMesh, cameras: Cameras, k: int) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from im3d.errors import InputError
+from im3d.machine import on_all_cores
 from im3d.mesh.distance import distance_to_false
 from im3d.orbit import Cameras
 
@@ -44,6 +46,11 @@ class Grid:
         """The cube about the middle of a box that holds it whole."""
         side = float((high - low).max())
         return cls((low + high) / 2 - side / 2, side / (n - 1), n)
+
+
+def all_signed_distances(alphas: Iterable[FloatArray]) -> FloatArray:
+    """(C, n, n) `signed_distances` of C coverages, on all cores."""
+    return np.stack(on_all_cores(signed_distances, alphas))
 
 
 def signed_distances(alpha: FloatArray) -> FloatArray:
@@ -119,7 +126,7 @@ def search_grid(cameras: Cameras, radius: float) -> Grid:
     return Grid.around(np.full(3, -half), np.full(3, half), COARSE)
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def _covered(alpha):  # type: ignore[no-untyped-def]
     """Where bilinear coverage exceeds one half, at SUBPIXELS² places of every pixel."""
     size = len(alpha)
@@ -130,7 +137,7 @@ def _covered(alpha):  # type: ignore[no-untyped-def]
         at[i] = min(int(x), size - 2)
         share[i] = x - at[i]
     out = np.empty((len(at), len(at)), np.bool_)
-    for j in prange(len(at)):
+    for j in range(len(at)):
         above, below, t = alpha[at[j]], alpha[at[j] + 1], share[j]
         for i in range(len(at)):
             k, s = at[i], share[i]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from skimage.measure import marching_cubes
 
 from im3d.errors import InputError
 from im3d.images import OrbitViews
+from im3d.machine import on_all_cores
 from im3d.mesh.draw import rasterize_mesh, to_screen
 from im3d.mesh.field import Field
 
@@ -193,8 +192,7 @@ def _explained(mesh: TriangleMesh, parts: list[IntArray], views: OrbitViews) -> 
         counted = (covers.sum(axis=0) == 1) & (views.rgba[k, ..., 3] > 0.5)
         return (covers & counted).sum(axis=(1, 2))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.sum(list(pool.map(in_view, range(len(cameras)))), axis=0)
+    return np.sum(on_all_cores(in_view, range(len(cameras))), axis=0)
 
 
 def _labels(faces: NDArray[Any], vertices: int) -> NDArray[np.int32]:
