@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import TINY_MINI
+from tiny_models import TINY_MINI, tiny_mini
 from torch import nn
 
 from im3d.errors import InputError
@@ -23,6 +23,7 @@ from im3d.training.train import (
     Place,
     Trainer,
     _mask_loss,
+    export,
     initial_model,
     learning_rate,
     optimizers,
@@ -195,6 +196,29 @@ def test_export_starts_another_run(tmp_path: Path) -> None:
     assert model.config["sample_size"] == 32
     with pytest.raises(InputError):
         initial_model(tmp_path / "nothing", 0)
+
+
+def test_a_network_of_more_depths_starts_with_the_views_of_fewer(tmp_path: Path) -> None:
+    """Opacities within what finer cells change; another size is refused."""
+    model = tiny_mini()
+    with torch.no_grad():
+        # A slab with a soft front, as a network imagines one: the tiny one's own noise has no depth to interpolate.
+        depths = torch.arange(8.0)
+        model.shape.head.weight[:8] *= 0.2
+        model.shape.head.bias[:8] = 2 - 2 * (depths - 4).abs()
+    export(model, tmp_path / "model", 3, 6, torch.float32)
+    deeper, step, seen = initial_model(tmp_path / "model", 0, depths=16, samples=16)
+    assert (step, seen) == (3, 6)
+    assert deeper.config["depths"] == 16
+    picture = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode():
+        before, after = (m.eval().imagine(picture, torch.tensor([20.0, 5.0])).views for m in (model, deeper))
+    assert before[:, :, 3].max() > 0.9
+    assert (before - after).abs().mean() < 0.02
+    assert (before - after.flip(1)).abs().mean() > 0.04  # what unequal views would give
+    for wrong in ({"depths": 12}, {"widths": (8, 8, 8, 8)}):
+        with pytest.raises(InputError):
+            initial_model(tmp_path / "model", 0, **wrong)
 
 
 def one_batch(views: int = 2) -> tuple[Batch, VolumeTargets]:

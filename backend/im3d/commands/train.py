@@ -33,7 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     mini.add_argument(
         "--invented", type=int, default=0, help="so many props more, made of the training props by bending and joining"
     )
-    mini.add_argument("--model", default="{}", metavar="JSON", help="the network's sizes, where they differ")
+    mini.add_argument(
+        "--model", default="{}", metavar="JSON",
+        help="the network's sizes, where they differ; with --init: depths, a multiple of the weights', and samples",
+    )  # fmt: skip
     _add_settings(mini, TrainSettings)
 
     tuning = kinds.add_parser("finetune", help="the temporal layers of Stable Video 3D, the paper's recipe")

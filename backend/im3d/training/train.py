@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ from im3d.generators.mini_model import VolumeDenoiser, to_model
 from im3d.generators.mini_shape import ELEVATION_SPREAD_DEG, Shape
 from im3d.machine import fast_in_half
 from im3d.training.batches import Batch, OrbitBatches
+from im3d.training.deeper import with_depths
 from im3d.training.draws import Redrawing
 from im3d.training.muon import Muon
 from im3d.training.orbits import OrbitSet
@@ -291,11 +293,17 @@ def export(
     (folder / "training.json").write_text(json.dumps({"step": step, "orbits_seen": orbits_seen}), encoding="utf-8")
 
 
-def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[VolumeDenoiser, int, int]:
+def initial_model(folder: Path | None, seed: int, **config: Any) -> tuple[VolumeDenoiser, int, int]:
     """A network with fresh weights or those of `export`; with the step and the orbits that they have seen.
 
+    Args:
+        folder: Of `export`; None: fresh weights.
+        seed: Of fresh weights.
+        config: The network's sizes, where they differ from the defaults. With `folder`, only `depths` and `samples`
+            may be given (`with_depths`).
+
     Raises:
-        InputError: The folder holds no such weights.
+        InputError: The folder holds no such weights, or they cannot have such sizes.
     """
     if folder is None:
         torch.manual_seed(seed)
@@ -303,9 +311,14 @@ def initial_model(folder: Path | None, seed: int, **config: object) -> tuple[Vol
     try:
         model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
         counts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        return model, int(counts["step"]), int(counts["orbits_seen"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no weights of mini.", "Name a folder that training exported.") from error
+    depths, samples = (int(config.pop(k, model.config[k])) for k in ("depths", "samples"))
+    if config:
+        raise InputError(
+            f"The weights in {folder} have their own {', '.join(config)}.", "Start from fresh weights, without --init."
+        )
+    return with_depths(model, depths, samples), int(counts["step"]), int(counts["orbits_seen"])
 
 
 def train(
