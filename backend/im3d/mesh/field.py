@@ -85,19 +85,18 @@ def fused_field(
     orbit = views.orbit
     assert orbit.elevation_deg is not None
     cameras = orbit.cameras(views.size)
-    outlines = all_signed_distances(views.rgba[..., 3]) - np.float32(settings.slack)
+    outlines = all_signed_distances(views.rgba[..., 3], settings.slack)
     sheets = sheet_splats(gaussians, outlines, cameras)
     grid = hull_grid(outlines, cameras, orbit.radius, settings.grid, MARGIN, sheets.means.numpy())
     truncation = settings.truncation * (settings.grid - 1) / (REFERENCE_GRID - 1) * grid.step
-    masks = outlines
     hull = hull_field(outlines, cameras, grid, 1.01 * truncation)
     progress(1, 5)
 
     seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
     if orbit.elevation_deg > LOW_ORBIT_DEG:
         low = low_cameras(orbit.elevation_deg, orbit.radius, cameras)
-        outlines = all_signed_distances(median_depth(gaussians, low, seen_from).alpha)
-        hull = np.maximum(hull, hull_field(outlines - np.float32(settings.virtual_slack), low, grid, 1.01 * truncation))
+        shadows = all_signed_distances(median_depth(gaussians, low, seen_from).alpha, settings.virtual_slack)
+        hull = np.maximum(hull, hull_field(shadows, low, grid, 1.01 * truncation))
     progress(2, 5)
 
     virtual, carves = virtual_cameras(settings.virtual_views, orbit.elevation_deg, orbit.radius, cameras)
@@ -115,7 +114,7 @@ def fused_field(
     thin = _thin_parts(wide, gaussians, grid)
     values[thin] = np.clip(wide[thin] / truncation, -1, 1)
     if len(sheets):
-        values = np.minimum(values, sheet_field(sheets, masks, cameras, grid, truncation) / truncation)
+        values = np.minimum(values, sheet_field(sheets, outlines, cameras, grid, truncation) / truncation)
     floor = _lowest_seen(maps, everyone, len(cameras))
     below = floor - (grid.low[2] + grid.step * np.arange(grid.n))
     values = np.maximum(values, np.clip(below / truncation, -1, 1).astype(np.float32))

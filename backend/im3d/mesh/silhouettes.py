@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +47,17 @@ class Grid:
         return cls((low + high) / 2 - side / 2, side / (n - 1), n)
 
 
-def all_signed_distances(alphas: Iterable[FloatArray]) -> FloatArray:
-    """(C, n, n) `signed_distances` of C coverages, on all cores."""
-    return np.stack(on_all_cores(signed_distances, alphas))
+def all_signed_distances(alphas: FloatArray, slack: float = 0.0) -> FloatArray:
+    """(C, n, n) `signed_distances` of C coverages (C, S, S), less `slack`, on all cores."""
+    count, size = alphas.shape[:2]
+    found = np.empty((count, size * SUBPIXELS, size * SUBPIXELS), np.float32)
+
+    def fill(k: int) -> None:
+        # Where it stays: for 16 views of 512² a copy would be a quarter of a gigabyte.
+        np.subtract(signed_distances(alphas[k]), np.float32(slack), out=found[k])
+
+    on_all_cores(fill, range(count))
+    return found
 
 
 def signed_distances(alpha: FloatArray) -> FloatArray:
