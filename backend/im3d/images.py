@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from scipy.ndimage import distance_transform_edt
 
 from im3d.errors import InputError
+from im3d.machine import on_all_cores
 from im3d.orbit import Orbit
 from im3d.storage import make_folder, write_bytes, write_json
 
@@ -63,8 +62,7 @@ class OrbitViews:
         """The same views with pictures of another side."""
         if size == self.size:
             return self
-        with ThreadPoolExecutor(min(len(self.rgba), os.cpu_count() or 1)) as pool:  # Pillow lets go of the lock
-            return OrbitViews(np.stack(list(pool.map(lambda view: resized(view, size, size), self.rgba))), self.orbit)
+        return OrbitViews(np.stack(on_all_cores(lambda view: resized(view, size, size), self.rgba)), self.orbit)
 
 
 def premultiplied(rgba: FloatArray) -> FloatArray:

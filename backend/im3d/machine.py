@@ -66,10 +66,11 @@ def fast_in_half(device: torch.device) -> bool:
 
 
 def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`work` of every item, in as many threads as there are cores.
+    """`work` of every item, in as many threads as there are cores. It begins with each as soon as it has come.
 
-    For work that lets go of Python's lock, as numpy's long loops and numba's with `nogil` do. Loops of numba that are
-    parallel themselves must not be in it: not every threading layer may be entered from two threads.
+    For work that lets go of Python's lock, as numpy's long loops, Pillow's files and numba's loops with `nogil` do.
+    Loops of numba that are parallel themselves must not be in it: not every threading layer may be entered from two
+    threads.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(work, items))

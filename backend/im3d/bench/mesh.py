@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from im3d.bench.measure import Bench
 from im3d.images import OrbitViews
 from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors
-from im3d.mesh.build import Surface, TexturedMesh
+from im3d.mesh.build import Surface, TexturedMesh, seen_from
 from im3d.mesh.export import write_glb
 from im3d.mesh.field import fused_field
 from im3d.mesh.outline import fit_outlines
@@ -20,10 +20,9 @@ from im3d.mesh.surface import extract_surface, simplified
 from im3d.mesh.tangents import vertex_tangents
 from im3d.mesh.unwrap import unwrap
 from im3d.settings import FitSettings, Settings
-from im3d.splats.depth import seen_directions
 from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.render import best_rasterizer, blending_weights
+from im3d.splats.render import best_rasterizer
 
 # Enough for an ordinary number of splats in ordinary places.
 FIT = FitSettings(iterations=300, lpips=0.0, ms_ssim=0.0, rgb=2.0)
@@ -48,12 +47,10 @@ def bench_mesh(bench: Bench, views: OrbitViews, settings: Settings) -> dict[str,
     normals = surface.mesh.vertex_normals()[unwrapped.source]
     tangents = vertex_tangents(unwrapped, normals)
     texels = _kept(bench, "texels", lambda: atlas_texels(unwrapped, normals, texture.size))
-    cameras = views.orbit.cameras(views.size)
-
-    seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu")).numpy()
+    directions = seen_from(gaussians, views.orbit.cameras(views.size), bench.device).numpy()
 
     def guess(rows: NDArray[np.bool_]) -> NDArray[np.float32]:
-        return splat_colors(texels, rows, gaussians.means.numpy(), gaussians.colors.numpy(), seen_from)
+        return splat_colors(texels, rows, gaussians.means.numpy(), gaussians.colors.numpy(), directions)
 
     baked = _kept(bench, "baking", lambda: bake_colors(unwrapped, texels, views, guess, texture))
     normal_map = _kept(bench, "normal map", lambda: bake_normals(unwrapped, texels, normals, tangents, surface.full))

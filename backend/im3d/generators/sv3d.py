@@ -12,10 +12,8 @@ splats' renders for a refinement. The denoiser is EDM's with σ_data = 1 and v-p
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,6 +41,7 @@ from im3d.generators.sv3d_network import (
     conditioning_vectors,
 )
 from im3d.images import OrbitViews, over, resized
+from im3d.machine import on_all_cores
 from im3d.masks import Segment, isolate
 from im3d.models import find_model, require
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, Orbit
@@ -263,16 +262,15 @@ class Sv3dGenerator:
         Raises:
             InputError: A view shows no object; of several, the first one is named.
         """
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            coming = [pool.submit(self._cut_out, rgb, index) for index, rgb in enumerate(pictures)]
-            return np.stack([view.result() for view in coming])
+        return np.stack(on_all_cores(self._cut_out, enumerate(pictures)))
 
-    def _cut_out(self, rgb: FloatArray, index: int) -> FloatArray:
-        """A drawn view (S, S, 3), whose background is nearly white, with alpha.
+    def _cut_out(self, numbered: tuple[int, FloatArray]) -> FloatArray:
+        """A drawn view (S, S, 3), whose background is nearly white, with alpha; its number comes before it.
 
         Raises:
             InputError: The view shows no object.
         """
+        index, rgb = numbered
         opaque = np.dstack([rgb, np.ones(rgb.shape[:2], np.float32)])
         try:
             return isolate(opaque, segment=self._segment).rgba

@@ -157,12 +157,12 @@ def texture_surface(
         input_view: As `bake_colors` takes it.
         device: Where splats are drawn, to learn which views saw them.
     """
-    # xatlas has a process of its own on one core, so the thread that waits for it costs nothing. All of numba stays on
+    # xatlas has a process of its own, so the thread that waits for it costs nothing. Numba's parallel loops stay on
     # this thread: not every threading layer of it may be entered from two.
     with ThreadPoolExecutor(1) as waiting:
         atlas = waiting.submit(unwrap, surface.mesh, settings.size)
         cameras = views.orbit.cameras(views.size)
-        seen_from = _seen_from(gaussians, cameras, device)
+        directions = seen_from(gaussians, cameras, device).numpy()
         smooth = surface.mesh.vertex_normals()
         mesh_views = views_of_mesh(surface.mesh.vertices, surface.mesh.faces, views)
         unwrapped = atlas.result()
@@ -174,7 +174,7 @@ def texture_surface(
         if settings.normal_map:
             # It needs no numba.
             normal_map = beside.submit(bake_normals, unwrapped, texels, normals, tangents, surface.full)
-        means, colors, directions = gaussians.means.numpy(), gaussians.colors.numpy(), seen_from.cpu().numpy()
+        means, colors = gaussians.means.numpy(), gaussians.colors.numpy()
         # The atlas has the same faces; were they in another order, what the views show would not be its.
         same = np.array_equal(unwrapped.source[unwrapped.faces], surface.mesh.faces)
         base_color, unseen = bake_colors(
@@ -185,9 +185,9 @@ def texture_surface(
     return TexturedMesh(unwrapped, normals, tangents, base_color, detail, unseen)
 
 
-def _seen_from(gaussians: Gaussians, cameras: Cameras, device: torch.device) -> torch.Tensor:
-    """`seen_directions` of splats on the CPU, found on `device`."""
+def seen_from(gaussians: Gaussians, cameras: Cameras, device: torch.device) -> torch.Tensor:
+    """`seen_directions` of splats on the CPU, from where cameras see them; the work is done on `device`."""
     if device.type == "cpu":
         return seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
     splats = gaussians.to(device)
-    return seen_directions(splats, cameras, depth_torch.blending_weights(splats, cameras))
+    return seen_directions(splats, cameras, depth_torch.blending_weights(splats, cameras)).cpu()

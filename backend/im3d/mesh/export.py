@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from im3d import __version__
+from im3d.machine import on_all_cores
 from im3d.mesh.build import TexturedMesh
 from im3d.orbit import GLTF_FROM_WORLD, orbit_from_glb
 from im3d.storage import write_bytes
@@ -43,8 +43,7 @@ def write_glb(path: Path, textured: TexturedMesh, name: str, height_m: float) ->
     turned = textured.tangents[:, :3] @ GLTF_FROM_WORLD.T
 
     textures = [pixels for pixels in (textured.base_color, textured.normal_map) if pixels is not None]
-    with ThreadPoolExecutor(len(textures)) as pool:  # compressing lets go of the lock
-        files = list(pool.map(_png, textures))
+    files = on_all_cores(_png, textures)
     blob = _Blob()
     attributes = {
         "POSITION": blob.attribute((vertices - base) @ GLTF_FROM_WORLD.T * metres_per_unit, bounds=True),

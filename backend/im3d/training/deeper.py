@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from im3d.errors import InputError
@@ -36,7 +37,7 @@ def with_depths(model: VolumeDenoiser, depths: int, samples: int) -> VolumeDenoi
     state = model.state_dict()
     for name in ("shape.head.weight", "shape.head.bias"):
         logits, colors = state[name][:old], state[name][old:].unflatten(0, (3, -1))
-        state[name] = torch.cat([_between(logits, times), *(_between(color, times) for color in colors)])
+        state[name] = torch.cat([_between(part, times) for part in (logits, *colors)])
     # Less likely cells are as opaque as they are likely, and their odds are their likelihood.
     state["opacity"] = state["opacity"] - torch.tensor([0.0, math.log(times)])
     deeper.load_state_dict(state)
@@ -45,8 +46,5 @@ def with_depths(model: VolumeDenoiser, depths: int, samples: int) -> VolumeDenoi
 
 def _between(values: Tensor, times: int) -> Tensor:
     """(n, …) → (times·n, …), linear between the centres of equal intervals."""
-    n = len(values)
-    at = ((torch.arange(n * times) + 0.5) / times - 0.5).clamp(0, n - 1)
-    low = at.long()
-    share = (at - low).view(-1, *[1] * (values.ndim - 1))
-    return torch.lerp(values[low], values[(low + 1).clamp(max=n - 1)], share)
+    along = F.interpolate(values.flatten().view(1, len(values), -1).mT, scale_factor=times, mode="linear")
+    return along.mT.reshape(-1, *values.shape[1:])
