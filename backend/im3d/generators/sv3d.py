@@ -262,15 +262,14 @@ class Sv3dGenerator:
         Raises:
             InputError: A view shows no object; of several, the first one is named.
         """
-        return np.stack(on_all_cores(self._cut_out, enumerate(pictures)))
+        return np.stack(on_all_cores(lambda view: self._cut_out(view[1], view[0]), enumerate(pictures)))
 
-    def _cut_out(self, numbered: tuple[int, FloatArray]) -> FloatArray:
-        """A drawn view (S, S, 3), whose background is nearly white, with alpha; its number comes before it.
+    def _cut_out(self, rgb: FloatArray, index: int) -> FloatArray:
+        """A drawn view (S, S, 3), whose background is nearly white, with alpha.
 
         Raises:
             InputError: The view shows no object.
         """
-        index, rgb = numbered
         opaque = np.dstack([rgb, np.ones(rgb.shape[:2], np.float32)])
         try:
             return isolate(opaque, segment=self._segment).rgba
