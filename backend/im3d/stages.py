@@ -24,7 +24,7 @@ from im3d.generators.files import FilesGenerator
 from im3d.images import OrbitViews, read_image, read_views, write_png, write_views
 from im3d.isnet import installed_isnet
 from im3d.jobs import Job, stage_seed
-from im3d.machine import choose_device, peak_memory_mb
+from im3d.machine import choose_device, give_back_gpu_memory, peak_memory_mb
 from im3d.masks import Segment, isolate, read_mask
 from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
 from im3d.mesh.export import write_glb
@@ -281,13 +281,16 @@ class Stages:
         return OrbitViews(views.rgba, orbit)
 
     def finish_splats(self, progress: Progress) -> None:
-        """Saves the splats that some view sees, and lets go of the generator, which has done its part."""
+        """Saves the splats that some view sees, and lets go of the generator and the fit: they have done their part."""
         if "generator" in vars(self):  # a resumed job may never have needed it
             self.generator.release()
         save_ply(self.job.folder / "splats.ply", self.splat_fit.finished())
         if self._refined_folder is not None:
             write_views(self.job.folder / "refined", self.views)
         self.notes["perceptual"] = self.splat_fit.perceptual_name
+        # Its targets' features may take gigabytes of the GPU, which the mesh and Blender can use.
+        del self.splat_fit
+        give_back_gpu_memory()
         progress(1, 1)
 
     def make_mesh(self, progress: Progress) -> None:

@@ -36,6 +36,7 @@ from im3d.progress import silent
 from im3d.protocol import Message
 from im3d.settings import Settings, parse_overrides, preset_settings
 from im3d.splats.fit import SplatFit
+from im3d.splats.gaussians import Gaussians
 
 # Small enough for seconds. The fit is in three legs with the loop's two rounds between them.
 SMALL = ("fit.iterations=24", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.every=10",
@@ -231,6 +232,27 @@ def test_a_job_stopped_in_the_middle_of_a_refinement_goes_on_to_the_same_result(
         np.testing.assert_array_equal(mine.rgba, theirs.rgba)
         assert mine.orbit == theirs.orbit
     assert (broken.folder / "splats.ply").read_bytes() == (whole.folder / "splats.ply").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed_models")
+def test_the_fit_and_its_features_are_gone_when_the_mesh_begins(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_only(monkeypatch)
+    fits: list[weakref.ref[SplatFit]] = []
+    whole = SplatFit.finished
+
+    def finished(self: SplatFit) -> Gaussians:
+        fits.append(weakref.ref(self))
+        return whole(self)
+
+    # Asked without a search for circles of references: gigabytes of features should not wait for one.
+    left: list[SplatFit | None] = []
+    monkeypatch.setattr(SplatFit, "finished", finished)
+    monkeypatch.setattr(stages.Stages, "make_mesh", lambda self, progress: left.extend(ref() for ref in fits))
+    run(new_job(tmp_path / "job", image=str(picture)))
+    assert left == [None]
 
 
 @pytest.mark.slow

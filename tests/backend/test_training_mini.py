@@ -125,7 +125,9 @@ def test_recipes_repeat_and_stay_in_range() -> None:
     placed = [
         (r.scale, r.offset) == (1.0, (0.0, 0.0, 0.0)) for r in (render.training_recipe("c", i) for i in range(400))
     ]
-    assert sum(placed) / 400 == pytest.approx(0.35, abs=0.08)
+    assert sum(placed) / 400 == pytest.approx(render.EXACT_SHARE, abs=0.08)
+    deformed = [render.training_recipe("c", i).deformation is not None for i in range(400)]
+    assert sum(deformed) / 400 == pytest.approx(render.DEFORMED_SHARE, abs=0.08)
     assert render.held_out_recipe("chair", 0).azimuth_deg == 0
     assert len({render.training_recipe("chair", i).elevation_deg for i in range(50)}) == 50
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One leg of training mini on a machine that is reached by short commands and given back after half an hour.
+# One leg of training mini, on all GPUs of a machine that is reached by short commands and given back after half an hour.
 #
 #   tools/gpu/leg.sh start DATA INIT MINUTES [options of `im3d train mini`]
 #       starts it in a session of its own, from the weights in INIT (with training.json) and the packs in DATA
@@ -25,8 +25,10 @@ start)
     export PYTHONPATH="$leg/backend${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
     packs=()
     for pack in "$data"/*.npz.xz; do packs+=(--pack "$pack"); done
-    setsid nohup python3 -m im3d.cli train mini "${packs[@]}" --cache "$leg/cache" --out "$leg/out" --init "$init" \
-        --workers "$(nproc)" --minutes "$minutes" --test "$@" >"$leg/log" 2>&1 </dev/null &
+    gpus=$(nvidia-smi -L | wc -l) launcher=()
+    if [ "$gpus" -gt 1 ]; then launcher=(-m torch.distributed.run --standalone --nproc-per-node="$gpus"); fi
+    setsid nohup python3 "${launcher[@]}" -m im3d.cli train mini "${packs[@]}" --cache "$leg/cache" --out "$leg/out" \
+        --init "$init" --workers "$(nproc)" --minutes "$minutes" --test "$@" >"$leg/log" 2>&1 </dev/null &
     for _ in $(seq 60); do sleep 1; running || break; done
     tail -5 "$leg/log"
     ;;

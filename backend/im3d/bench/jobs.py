@@ -37,8 +37,9 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
 
     Returns:
         "stages": per stage the cold and the median warm seconds, the largest resident memory, and on a GPU what tensors
-        took of its memory; "memory_mb" and "gpu_mb": what the process holds after each job; "growth_mb" and
-        "gpu_growth_mb": their slopes per job over the second half. Those of the GPU are None without one.
+        took of its memory; "memory_mb" and "gpu_mb": what the process holds after each job, of the GPU with what torch
+        keeps for later; "growth_mb" and "gpu_growth_mb": their slopes per job over the second half. Those of the GPU
+        are None without one.
     """
     preset: Any = "standard" if device.type == "cuda" else "draft"
     settings = preset_settings(preset, given_views=True)
@@ -61,7 +62,7 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
         gc.collect()
         held.append(_resident())
         if cuda:
-            held_on_gpu.append(torch.cuda.memory_allocated(device) / MEGABYTE)
+            held_on_gpu.append(torch.cuda.memory_reserved(device) / MEGABYTE)
     return {
         "machine": machine(device),
         "preset": preset,

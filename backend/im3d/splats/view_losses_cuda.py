@@ -6,6 +6,7 @@ float16; targets of both backgrounds lie in one array, from which the graph pick
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -130,7 +131,7 @@ class _LossGraph:
         self._inputs = [x.detach().clone(memory_format=torch.contiguous_format) for x in (images, alpha, index)]
         self.names: list[str] = []
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
-        beside = torch.cuda.Stream(images.device)
+        beside = _stream_beside(images.device)
         beside.wait_stream(torch.cuda.current_stream(images.device))
         # The same choice of kernels in both: one that is first loaded while a graph is recorded may spoil it.
         # `flags` turns off what it is not told.
@@ -178,6 +179,12 @@ class _LossGraph:
             values = torch.stack(list(parts.values()))
             gradients = torch.autograd.grad(values.sum(), (images, alpha))
         return values.detach(), list(gradients)
+
+
+@functools.cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """The stream that graphs are recorded on, always the same: what is freed on one stream is kept for that one."""
+    return torch.cuda.Stream(device)
 
 
 class _Replayed(torch.autograd.Function):

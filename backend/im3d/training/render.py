@@ -22,6 +22,10 @@ from im3d.packs import Prop, Split
 SUPERSAMPLING = 3
 RADIUS = framing_radius(DEFAULT_FOV_DEG, 1.0)  # for props scaled to the unit sphere
 MAX_ELEVATION_DEG = 45.0
+# Shares of the training orbits whose prop is deformed, and whose prop fills its pictures exactly. Both keep props from
+# being learnt by heart; too much of either, and what is learnt are shapes and frames that nobody has (training log).
+DEFORMED_SHARE = 0.6
+EXACT_SHARE = 0.6
 # More orbits than a prop ever has in one draw.
 DRAW_STRIDE = 1000
 
@@ -131,7 +135,7 @@ def training_recipe(prop_id: str, index: int) -> OrbitRecipe:
     elevation = rng.uniform(0, MAX_ELEVATION_DEG)
     # Half of the rings keep a camera exactly at the front, where most pictures are taken from.
     azimuth = 0.0 if rng.random() < 0.5 else rng.uniform(0, 360 / DEFAULT_VIEWS)
-    deformation = _deformation(rng) if rng.random() < 0.85 else None
+    deformation = _deformation(rng) if rng.random() < DEFORMED_SHARE else None
     scale, offset = _place(rng)
     if rng.random() < 0.4:
         return OrbitRecipe(elevation, azimuth, deformation, scale, offset)
@@ -142,10 +146,10 @@ def training_recipe(prop_id: str, index: int) -> OrbitRecipe:
 def _place(rng: np.random.Generator) -> tuple[float, tuple[float, float, float]]:
     """Size and place of a training prop.
 
-    A third fill their pictures exactly. People's pictures are cut out by what is seen in them (`im3d.framing`), so the
+    Most fill their pictures exactly. People's pictures are cut out by what is seen in them (`im3d.framing`), so the
     rest are larger, smaller and off the axis: else the elevation is read from the border, which then misleads.
     """
-    if rng.random() < 0.35:
+    if rng.random() < EXACT_SHARE:
         return 1.0, (0.0, 0.0, 0.0)
     x, y, z = rng.uniform(-1, 1, 3) * (0.07, 0.07, 0.1)
     return rng.uniform(0.7, 1.12), (float(x), float(y), float(z))

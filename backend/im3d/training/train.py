@@ -309,7 +309,7 @@ def initial_model(folder: Path | None, seed: int, **config: Any) -> tuple[Volume
         torch.manual_seed(seed)
         return VolumeDenoiser(**config), 0, 0
     try:
-        model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
+        model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
         counts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no weights of mini.", "Name a folder that training exported.") from error
