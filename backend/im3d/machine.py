@@ -69,11 +69,10 @@ def give_back_gpu_memory() -> None:
     """Hands back to the driver what torch keeps of the GPU for later: Blender, and what comes next, may need it.
 
     A recorded graph's memory is not used again even by torch when the graph is gone. It takes tens of milliseconds, so
-    it is for the ends of stages, not for loops.
+    it is for the ends of stages and jobs, not for loops.
     """
-    import torch
-
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 

@@ -17,7 +17,6 @@ from threading import Event
 from typing import Any
 
 from im3d.jobs import Job
-from im3d.machine import give_back_gpu_memory
 from im3d.runner import Listener, StepRunner, failures_recorded
 from im3d.settings import FitSettings, RefineSettings
 
@@ -63,10 +62,7 @@ def run_pipeline(
         step("mesh", stages.make_mesh)
         step("texture", stages.make_texture)
         step("export", stages.export)
-        result = stages.finish()
-    del step, stages
-    give_back_gpu_memory()
-    return result
+        return stages.finish()
 
 
 def fit_legs(fit: FitSettings, refine: RefineSettings) -> list[int]:
