@@ -22,6 +22,7 @@ import torch
 
 from im3d.errors import InputError, ModelError, OutOfMemoryError
 from im3d.images import FloatArray, as_rgba
+from im3d.machine import give_back_gpu_memory
 from im3d.models import find_model, installed, models, require
 from im3d.progress import Progress
 from im3d.settings import ImageMemory, ImageSettings
@@ -163,8 +164,7 @@ def draw_picture(
     finally:
         pipeline = None
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_gpu_memory()
     return as_rgba(image)
 
 

@@ -21,7 +21,7 @@ from im3d.generators.mini_layers import channels_last
 from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
 from im3d.generators.sampling import karras_sigmas, noised, renoised, restart_sigmas
 from im3d.images import OrbitViews, premultiplied, resized
-from im3d.machine import fast_in_half
+from im3d.machine import fast_in_half, give_back_gpu_memory
 from im3d.models import SHIPPED
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
 from im3d.paths import models_folder
@@ -108,8 +108,7 @@ class MiniGenerator:
     def release(self) -> None:
         """Frees the memory of the network; the next use reads it again."""
         self._model = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_gpu_memory()
 
     def _views(
         self,

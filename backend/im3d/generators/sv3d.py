@@ -41,7 +41,7 @@ from im3d.generators.sv3d_network import (
     conditioning_vectors,
 )
 from im3d.images import OrbitViews, over, resized
-from im3d.machine import on_all_cores
+from im3d.machine import give_back_gpu_memory, on_all_cores
 from im3d.masks import Segment, isolate
 from im3d.models import find_model, require
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, Orbit
@@ -170,8 +170,7 @@ class Sv3dGenerator:
     def release(self) -> None:
         """Frees the memory of the networks; the next use reads them again."""
         self._networks = self._mode = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_gpu_memory()
 
     @torch.inference_mode()
     def _views(

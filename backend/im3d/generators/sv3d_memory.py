@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from im3d.errors import OutOfMemoryError
+from im3d.machine import give_back_gpu_memory
 
 GIGABYTE = 2**30
 # How the libraries beneath torch say it, as plain RuntimeErrors.
@@ -119,4 +120,4 @@ def placed(module: nn.Module, device: torch.device, mode: MemoryMode) -> Iterato
     finally:
         if mode.offload:
             module.to("cpu")
-            torch.cuda.empty_cache()
+            give_back_gpu_memory()
