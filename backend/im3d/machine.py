@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -74,6 +75,19 @@ def give_back_gpu_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.cuda.empty_cache()  # does nothing where the GPU was not used
+
+
+def give_back_memory() -> None:
+    """Hands back to the system what is kept for later, of the GPU and of the processor's memory, after a job.
+
+    The C library keeps what a job leaves free between blocks that live on, 0.2 GB of it, and jobs leave ever more.
+    Only glibc (Linux) has to be asked; it takes some hundredths of a second.
+    """
+    give_back_gpu_memory()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

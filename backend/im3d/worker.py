@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from im3d.errors import Im3dError
-from im3d.machine import give_back_gpu_memory
+from im3d.machine import give_back_memory
 from im3d.pipes import Outgoing, read_messages
 from im3d.protocol import Message, message
 
@@ -69,7 +69,7 @@ class Worker:
             self._send(message("result", job_id, path=str(folder / "result.json")))
         finally:
             # Also after a job that was cancelled or failed: what it held went with its error.
-            give_back_gpu_memory()
+            give_back_memory()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Splats:
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_gpu_memory_is_handed_back_when_nothing_of_the_job_is_left(
+def test_memory_is_handed_back_when_nothing_of_the_job_is_left(
     cancelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[weakref.ref[Splats]] = []
@@ -34,7 +34,7 @@ def test_gpu_memory_is_handed_back_when_nothing_of_the_job_is_left(
 
     said: list[Message] = []
     monkeypatch.setattr(pipeline, "run_pipeline", run_pipeline)
-    monkeypatch.setattr(worker, "give_back_gpu_memory", lambda: left.extend(ref() for ref in held))
+    monkeypatch.setattr(worker, "give_back_memory", lambda: left.extend(ref() for ref in held))
     job = Job.create(tmp_path / "job", Request(name="pot", views=str(tmp_path)))
     worker.Worker(said.append, None)._work("a", job.folder)  # type: ignore[arg-type]
     assert left == [None]

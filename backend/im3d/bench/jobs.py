@@ -20,7 +20,7 @@ import torch
 
 from im3d.bench.measure import MEGABYTE, machine
 from im3d.jobs import Job, Request
-from im3d.machine import give_back_gpu_memory
+from im3d.machine import give_back_memory
 from im3d.pipeline import run_pipeline
 from im3d.settings import preset_settings
 
@@ -61,7 +61,7 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
         for stage, took in timings.items():
             seconds[stage].append(took)
         gc.collect()
-        give_back_gpu_memory()  # as the worker does
+        give_back_memory()  # as the worker does
         held.append(_resident())
         if cuda:
             held_on_gpu.append(torch.cuda.memory_reserved(device) / MEGABYTE)
