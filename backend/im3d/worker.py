@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from im3d.errors import Im3dError
-from im3d.machine import give_back_memory
+from im3d.machine import give_back_memory, keep_one_heap
 from im3d.pipes import Outgoing, read_messages
 from im3d.protocol import Message, message
 
@@ -73,6 +73,7 @@ class Worker:
 
 
 if __name__ == "__main__":
+    keep_one_heap()
     outgoing = Outgoing()
     parser = argparse.ArgumentParser()
     parser.add_argument("--blender")

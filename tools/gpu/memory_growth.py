@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from im3d.jobs import Job, Request
-from im3d.machine import give_back_memory
+from im3d.machine import give_back_memory, keep_one_heap
 from im3d.pipeline import run_pipeline
 from im3d.settings import preset_settings
 
@@ -66,8 +66,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What grows when job after job runs in one process.")
     parser.add_argument("views", type=Path, help="folder of an orbit")
     parser.add_argument("--jobs", type=int, default=15, help="of each kind")
+    parser.add_argument("--heaps", action="store_true", help="leave every thread a heap of its own")
     parser.add_argument("--iterations", type=int, nargs="+", default=[20, 120], help="of the fits, kind by kind")
     args = parser.parse_args()
+    if not args.heaps:
+        keep_one_heap()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for iterations in args.iterations:
         print(f"\n{iterations} iterations\n" + " ".join(f"{name:>10}" for name in COLUMNS), flush=True)
