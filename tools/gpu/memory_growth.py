@@ -12,20 +12,19 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import os
 import tempfile
 import threading
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
-import numpy as np
 import torch
 
-from im3d.jobs import Job, Request
+from im3d.bench.jobs import bench_request, growth
+from im3d.jobs import Job
 from im3d.machine import give_back_memory, keep_one_heap
 from im3d.pipeline import run_pipeline
-from im3d.settings import preset_settings
 
 COLUMNS = ("anonymous", "files", "shared", "malloc", "threads", "mappings", "objects")
 
@@ -52,38 +51,37 @@ def held() -> list[float]:
     return [*resident, malloc_in_use(), threading.active_count(), mappings, len(gc.get_objects())]
 
 
-def run_job(views: Path, iterations: int, device: str) -> None:
-    """One job, of which nothing is left."""
-    settings = preset_settings("standard", given_views=True)
-    settings = replace(settings, fit=replace(settings.fit, iterations=iterations))
-    request = Request(name="growth", views=str(views.resolve()), preset="standard", settings=settings)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job.create(Path(folder) / "job", request)
-        run_pipeline(job, lambda message: None, Event(), device)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="What grows when job after job runs in one process.")
     parser.add_argument("views", type=Path, help="folder of an orbit")
-    parser.add_argument("--jobs", type=int, default=15, help="of each kind")
+    parser.add_argument("--jobs", type=int, default=15, help="of each kind, at least 3")
+    parser.add_argument("--cores", type=int, default=0, help="threads as of so many cores; 0: as there are")
     parser.add_argument("--heaps", action="store_true", help="leave every thread a heap of its own")
     parser.add_argument("--iterations", type=int, nargs="+", default=[20, 120], help="of the fits, kind by kind")
     args = parser.parse_args()
+    if args.cores:
+        os.cpu_count = lambda: args.cores
     if not args.heaps:
         keep_one_heap()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for iterations in args.iterations:
         print(f"\n{iterations} iterations\n" + " ".join(f"{name:>10}" for name in COLUMNS), flush=True)
+        request = bench_request(args.views, "standard", iterations)
         rows = []
         for _ in range(args.jobs):
-            run_job(args.views, iterations, device)
+            with tempfile.TemporaryDirectory() as folder:
+                job = Job.create(Path(folder) / "job", request)
+                run_pipeline(job, lambda message: None, Event(), device)
+            del job
             gc.collect()
             give_back_memory()
             rows.append(held())
             print(" ".join(f"{value:10.1f}" for value in rows[-1]), flush=True)
-        late = np.array(rows[len(rows) // 2 :])
-        slopes = np.polyfit(np.arange(len(late)), late, 1)[0] if len(late) > 1 else np.zeros(len(COLUMNS))
-        print(" ".join(f"{slope:+10.2f}" for slope in slopes), "a job, over the second half", flush=True)
+        print(
+            " ".join(f"{growth(column):+10.2f}" for column in zip(*rows, strict=True)),
+            "a job, over the second half",
+            flush=True,
+        )
     return 0
 
 

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,10 +44,7 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
     """
     keep_one_heap()  # as the worker does
     preset: Any = "standard" if device.type == "cuda" else "draft"
-    settings = preset_settings(preset, given_views=True)
-    if iterations:
-        settings = replace(settings, fit=replace(settings.fit, iterations=iterations))
-    request = Request(name="bench", views=str(views.resolve()), preset=preset, settings=settings)
+    request = bench_request(views, preset, iterations)
     seconds: dict[str, list[float]] = defaultdict(list)
     peaks: dict[str, float] = defaultdict(float)
     gpu_peaks: dict[str, float] = defaultdict(float)
@@ -80,14 +77,22 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
             if any(took)
         },
         "memory_mb": held,
-        "growth_mb": _growth(held),
+        "growth_mb": growth(held),
         "gpu_mb": held_on_gpu if cuda else None,
-        "gpu_growth_mb": _growth(held_on_gpu) if cuda else None,
+        "gpu_growth_mb": growth(held_on_gpu) if cuda else None,
     }
 
 
-def _growth(held: list[float]) -> float:
-    """Slope per job over the second half."""
+def bench_request(views: Path, preset: Any, iterations: int) -> Request:
+    """The job that is run again and again, from an orbit's folder; with the preset's iterations where 0 is given."""
+    settings = preset_settings(preset, given_views=True)
+    if iterations:
+        settings = replace(settings, fit=replace(settings.fit, iterations=iterations))
+    return Request(name="bench", views=str(views.resolve()), preset=preset, settings=settings)
+
+
+def growth(held: Sequence[float]) -> float:
+    """Slope per job over the second half of three jobs or more."""
     late = held[len(held) // 2 :]
     return float(np.polyfit(np.arange(len(late)), late, 1)[0])
 
