@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import weakref
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -85,6 +86,32 @@ def test_failures_and_stops_are_tried_again(tmp_path: Path, ran: list[str]) -> N
     assert [r["status"] for r in again] == ["done"] * 3
     assert (again[1]["job"], again[0]["job"]) == (folders[0], folders[3])
     assert again[2]["job"] not in folders
+
+
+class Splats:
+    """Stands for what a job holds of the GPU."""
+
+
+def test_nothing_of_a_row_is_left_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[Splats]] = []
+    left: list[list[Splats | None]] = []
+
+    def run_pipeline(job: Job, *_: Any, **__: Any) -> dict[str, Any]:
+        splats = Splats()
+        held.append(weakref.ref(splats))
+        if job.request.prompt == "too large":
+            try:
+                raise MemoryError
+            except MemoryError as error:
+                raise OutOfMemoryError("Too large.", "Use draft.") from error
+        return {"mesh": "", "timings_s": {"total": 3.0}}
+
+    monkeypatch.setattr("im3d.pipeline.run_pipeline", run_pipeline)
+    monkeypatch.setattr("im3d.commands.batch.give_back_memory", lambda: left.append([ref() for ref in held]))
+    (tmp_path / "t.csv").write_text("prompt\na jug\ntoo large\na lamp\n")
+    assert cli.main(["batch", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]) == OutOfMemoryError.exit_status
+    assert left == [[None], [None, None], [None, None, None]]
+    assert results(tmp_path / "out")[1]["message"] == "Too large. Use draft."
 
 
 def test_a_generator_that_nobody_knows_is_found_before_the_row_runs(tmp_path: Path, ran: list[str]) -> None:

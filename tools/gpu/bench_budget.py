@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import statistics
 import sys
@@ -27,6 +28,7 @@ import im3d  # before torch, as in the product: it tells OpenMP not to spin
 
 # isort: split
 import numpy as np
+import psutil
 import torch
 from bench_sv3d import TINY, Measured, Stopwatch, _disc, random_networks
 
@@ -35,6 +37,7 @@ from im3d.generators.base import Subject
 from im3d.generators.files import read_orbit
 from im3d.generators.sv3d_network import SV3D_P, Sv3dNetworks
 from im3d.images import OrbitViews
+from im3d.machine import give_back_memory, keep_one_heap
 from im3d.mesh.build import build_surface, texture_surface
 from im3d.mesh.export import write_glb
 from im3d.progress import silent
@@ -98,6 +101,13 @@ def budget(
     return {"whole_s": time.perf_counter() - start, "network_calls": generator.network_calls,
             "splats": len(gaussians), "faces": len(surface.mesh.faces), "parts": watch.rows,
             "of the generator": generator.watch.rows}  # fmt: skip
+
+
+def kept(device: torch.device) -> dict[str, float]:
+    """What the process holds between two runs, the networks among it, in GB of 2³⁰ bytes."""
+    resident = {"kept_gb": psutil.Process().memory_info().rss / 2**30}
+    gpu = {"kept_on_gpu_gb": torch.cuda.memory_reserved() / 2**30} if device.type == "cuda" else {}
+    return {**resident, **gpu}
 
 
 def median_ms(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -179,12 +189,15 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small everything, to try the tool out")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--plot", type=Path, help="PNG of --scaling")
+    parser.add_argument("--heaps", action="store_true", help="leave every thread a heap of its own")
     args = parser.parse_args()
+    if not args.heaps:
+        keep_one_heap()  # as the worker does
     device = torch.device(args.device)
     views = read_orbit(args.views).views
     half = torch.float16 if device.type == "cuda" else torch.float32
     networks = random_networks(TINY if args.tiny else SV3D_P, half, args.device)
-    answer: dict[str, Any] = {"im3d": im3d.__version__, "compiled": args.compile}
+    answer: dict[str, Any] = {"im3d": im3d.__version__, "compiled": args.compile, "heaps": args.heaps}
     answer["device"] = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu"
     if args.scaling:
         answer |= scaling(networks, views, device, args.tiny)
@@ -194,6 +207,9 @@ def main() -> int:
         runs: list[dict[str, Any]] = []
         for _ in range(1 + args.repeats):
             runs.append(budget(networks, views, device, args.tiny, args.compile))
+            gc.collect()
+            give_back_memory()
+            runs[-1] |= kept(device)
             # Each at once, so that a run that is cut off is not lost.
             print(json.dumps(runs[-1]), flush=True)
         answer |= {"cold": runs[0], "warm": runs[1:], "median_s": statistics.median(r["whole_s"] for r in runs[1:])}

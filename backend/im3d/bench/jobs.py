@@ -20,7 +20,7 @@ import torch
 
 from im3d.bench.measure import MEGABYTE, machine
 from im3d.jobs import Job, Request
-from im3d.machine import give_back_memory, keep_one_heap
+from im3d.machine import give_back_memory
 from im3d.pipeline import run_pipeline
 from im3d.settings import preset_settings
 
@@ -42,7 +42,6 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
         keeps for later; "growth_mb" and "gpu_growth_mb": their slopes per job over the second half. Those of the GPU
         are None without one.
     """
-    keep_one_heap()  # as the worker does
     preset: Any = "standard" if device.type == "cuda" else "draft"
     request = bench_request(views, preset, iterations)
     seconds: dict[str, list[float]] = defaultdict(list)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from im3d.commands.run import TerminalProgress, add_run_options, cancelling
 from im3d.errors import CancelledError, Im3dError, InputError
+from im3d.machine import give_back_memory, keep_one_heap
 from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
 
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(os.path.abspath(args.out))
     make_folder(out)
 
+    keep_one_heap()
     cancel = threading.Event()
     with cancelling(cancel):
         for row in rows:
@@ -81,6 +83,8 @@ def _run_row(row: object, total: int, out: Path, args: argparse.Namespace, cance
         except CancelledError:
             row.status = "cancelled"
         except Im3dError as error:
-            row.status, row.error = "failed", error
+            # Anew: the one that was raised holds what the job had in memory, to the end of the batch.
+            row.status, row.error = "failed", type(error)(error.message, error.hint)
+        give_back_memory()
     said = row.status if row.error is None else f"failed: {row.error}"
     print(f"[{row.number}/{total}] {row.name}: {said}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from im3d.errors import Im3dError, InputError
+from im3d.machine import keep_one_heap
 
 PARTS = ("sample", "fit", "mesh")
 JOBS = 20
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.repeats < 0 or (args.what == "jobs" and args.repeats in (1, 2)):
         raise InputError(f"--repeats is {args.repeats}.", "Measure at least once; jobs: three times.")
+    keep_one_heap()  # as the worker does
     if args.what == "jobs":
         return _run_jobs(args)
     args.repeats = args.repeats or 5

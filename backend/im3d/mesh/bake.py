@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
 
 from im3d.images import OrbitViews
 from im3d.machine import on_all_cores
 from im3d.mesh import bake_kernels
 from im3d.mesh.draw import FAR, MeshBuffers, rasterize_mesh, to_screen
+from im3d.mesh.nearest import nearest_items
 from im3d.mesh.surface import TriangleMesh
 from im3d.mesh.unwrap import UnwrappedMesh
 from im3d.orbit import Cameras
@@ -174,9 +174,8 @@ def splat_colors(
         seen_from: (N, 3) unit direction from which each was seen.
     """
     # Facing the other way counts like a distance of a tenth of the object: the far side of a thin wall is too near.
-    tree = cKDTree(np.concatenate([means, 0.05 * seen_from], axis=1))
     places = np.concatenate([texels.positions[rows], 0.05 * texels.normals[rows]], axis=1)
-    _, nearest = tree.query(places, k=4, eps=0.3, workers=-1)
+    nearest = nearest_items(np.concatenate([means, 0.05 * seen_from], axis=1), places, 4)
     mean: FloatArray = colors[nearest].mean(axis=1)
     return mean
 
@@ -195,8 +194,7 @@ def bake_normals(
     Returns:
         (size, size, 3) in [0, 1].
     """
-    _, nearest = cKDTree(full.vertices).query(texels.positions, k=4, eps=0.1, workers=-1)
-    detail = full.vertex_normals()[nearest]
+    detail = full.vertex_normals()[nearest_items(full.vertices, texels.positions, 4)]
     # Not the other side of a thin wall: it is as near, but faces away.
     agrees = np.einsum("tkc,tc->tk", detail, texels.normals) > 0.2
     detail = np.where(agrees[..., None], detail, 0).sum(axis=1)
