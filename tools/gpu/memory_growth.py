@@ -4,7 +4,8 @@
 
 `im3d bench jobs` says whether the process grows; this says where. After every job, when everything unused was handed
 back: resident memory that belongs to nobody else ("anonymous"), of files (libraries) and shared (drivers' and pinned
-memory), what malloc has handed out in all arenas, threads, mappings, and the objects that Python knows. Linux only.
+memory), what malloc has handed out in all arenas, threads, mappings, and the objects that Python knows; beside them
+the seconds of the two stages whose threads take most from malloc. Linux only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from im3d.jobs import Job
 from im3d.machine import give_back_memory, keep_one_heap
 from im3d.pipeline import run_pipeline
 
-COLUMNS = ("anonymous", "files", "shared", "malloc", "threads", "mappings", "objects")
+COLUMNS = ("anonymous", "files", "shared", "malloc", "threads", "mappings", "objects", "mesh (s)", "texture (s)")
 
 
 def malloc_in_use() -> float:
@@ -44,7 +45,7 @@ def malloc_in_use() -> float:
 
 
 def held() -> list[float]:
-    """In the order of `COLUMNS`; memory in MB."""
+    """In the order of `COLUMNS`, but for the seconds; memory in MB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     resident = [int(status[name].split()[0]) / 2**10 for name in ("RssAnon", "RssFile", "RssShmem")]
     mappings = len(Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
@@ -65,20 +66,20 @@ def main() -> int:
         keep_one_heap()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for iterations in args.iterations:
-        print(f"\n{iterations} iterations\n" + " ".join(f"{name:>10}" for name in COLUMNS), flush=True)
+        print(f"\n{iterations} iterations\n" + " ".join(f"{name:>11}" for name in COLUMNS), flush=True)
         request = bench_request(args.views, "standard", iterations)
         rows = []
         for _ in range(args.jobs):
             with tempfile.TemporaryDirectory() as folder:
                 job = Job.create(Path(folder) / "job", request)
-                run_pipeline(job, lambda message: None, Event(), device)
+                seconds = run_pipeline(job, lambda message: None, Event(), device)["timings_s"]
             del job
             gc.collect()
             give_back_memory()
-            rows.append(held())
-            print(" ".join(f"{value:10.1f}" for value in rows[-1]), flush=True)
+            rows.append([*held(), seconds["mesh"], seconds["texture"]])
+            print(" ".join(f"{value:11.1f}" for value in rows[-1]), flush=True)
         print(
-            " ".join(f"{growth(column):+10.2f}" for column in zip(*rows, strict=True)),
+            " ".join(f"{growth(column):+11.2f}" for column in zip(*rows, strict=True)),
             "a job, over the second half",
             flush=True,
         )
