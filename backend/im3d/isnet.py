@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from im3d.errors import ModelError, OutOfMemoryError
 from im3d.images import FloatArray
 from im3d.masks import Segment
+from im3d.model_cache import MODELS
 from im3d.models import find_model, installed
 
 # Side of the picture that the network was trained on.
@@ -151,12 +152,15 @@ def installed_isnet(device: torch.device) -> Segment | None:
     folder = installed("isnet")
     if folder is None:
         return None
+    path = folder / find_model("isnet").files[0]
     network: IsNet | None = None
 
     def segment(rgb: FloatArray) -> FloatArray:
         nonlocal network
         if network is None:
-            network = load_isnet(folder / find_model("isnet").files[0]).to(device)
+            network = MODELS.get("isnet", [path], (), lambda: load_isnet(path))
+        with torch.inference_mode(False):
+            network.to(device)  # at every call: it may have been put to rest since the last
         return segmented(network, rgb)
 
     return segment

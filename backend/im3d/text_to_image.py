@@ -23,6 +23,7 @@ import torch
 from im3d.errors import InputError, ModelError, OutOfMemoryError
 from im3d.images import FloatArray, as_rgba
 from im3d.machine import give_back_gpu_memory
+from im3d.model_cache import MODELS
 from im3d.models import find_model, installed, models, require
 from im3d.progress import Progress
 from im3d.settings import ImageMemory, ImageSettings
@@ -164,12 +165,13 @@ def draw_picture(
     finally:
         pipeline = None
         gc.collect()
+        MODELS.rest()
         give_back_gpu_memory()
     return as_rgba(image)
 
 
 def load_pipeline(model: str, folder: Path, device: torch.device, mode: str) -> Any:
-    """A model's diffusers pipeline, arranged in memory.
+    """A model's diffusers pipeline, arranged in memory: the one that an earlier job read, or else read from its files.
 
     Args:
         model: Its name.
@@ -178,6 +180,16 @@ def load_pipeline(model: str, folder: Path, device: torch.device, mode: str) -> 
         mode: "whole": all networks on the device. "offload": each there only while it works. "compressed": the same,
             with the weights in 8 bits (float8, unpacked layer by layer), which halves the memory and costs a little
             quality.
+
+    Raises:
+        ModelError: The folder does not hold this model.
+    """
+    pipeline = MODELS.get("image", [folder], (str(device), mode), lambda: _read_pipeline(model, folder, device, mode))
+    return pipeline.to(device) if mode == "whole" else pipeline
+
+
+def _read_pipeline(model: str, folder: Path, device: torch.device, mode: str) -> Any:
+    """The pipeline with its networks in the computer's memory, arranged so that it needs no more than the mode gives.
 
     Raises:
         ModelError: The folder does not hold this model.
@@ -207,11 +219,10 @@ def load_pipeline(model: str, folder: Path, device: torch.device, mode: str) -> 
     if mode == "compressed":
         for network in _large_networks(pipeline):
             _compress(network, dtype)
-    if mode == "whole":
-        return pipeline.to(device)
-    # Decoding a picture of 1024² at once takes as much memory as a network does.
-    pipeline.vae.enable_tiling()
-    pipeline.enable_model_cpu_offload(device=device)
+    if mode != "whole":
+        # Decoding a picture of 1024² at once takes as much memory as a network does.
+        pipeline.vae.enable_tiling()
+        pipeline.enable_model_cpu_offload(device=device)
     return pipeline
 
 

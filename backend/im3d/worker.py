@@ -17,6 +17,7 @@ from pathlib import Path
 
 from im3d.errors import Im3dError
 from im3d.machine import give_back_memory, keep_one_heap
+from im3d.model_cache import MODELS
 from im3d.pipes import Outgoing, read_messages
 from im3d.protocol import Message, message
 
@@ -69,6 +70,7 @@ class Worker:
             self._send(message("result", job_id, path=str(folder / "result.json")))
         finally:
             # Also after a job that was cancelled or failed: what it held went with its error.
+            MODELS.rest()
             give_back_memory()
 
 
@@ -77,4 +79,5 @@ if __name__ == "__main__":
     outgoing = Outgoing()
     parser = argparse.ArgumentParser()
     parser.add_argument("--blender")
-    Worker(outgoing, parser.parse_args().blender).run()
+    with MODELS.keeping():
+        Worker(outgoing, parser.parse_args().blender).run()

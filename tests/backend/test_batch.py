@@ -7,6 +7,7 @@ import json
 import weakref
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from im3d import cli
 from im3d.batch import Defaults, read_table
 from im3d.errors import CancelledError, InputError, OutOfMemoryError
 from im3d.jobs import Job
+from im3d.model_cache import MODELS
 from im3d.settings import preset_settings
 
 TABLE = """prompt,name,height,seed,preset,collection
@@ -92,13 +94,15 @@ class Splats:
     """Stands for what a job holds of the GPU."""
 
 
-def test_nothing_of_a_row_is_left_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_alone_are_left_of_a_row_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[SimpleNamespace] = []
     held: list[weakref.ref[Splats]] = []
     left: list[list[Splats | None]] = []
 
     def run_pipeline(job: Job, *_: Any, **__: Any) -> dict[str, Any]:
         splats = Splats()
         held.append(weakref.ref(splats))
+        models.append(MODELS.get("orbit", [], 0, SimpleNamespace))
         if job.request.prompt == "too large":
             try:
                 raise MemoryError
@@ -112,6 +116,7 @@ def test_nothing_of_a_row_is_left_in_memory(tmp_path: Path, monkeypatch: pytest.
     assert cli.main(["batch", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]) == OutOfMemoryError.exit_status
     assert left == [[None], [None, None], [None, None, None]]
     assert results(tmp_path / "out")[1]["message"] == "Too large. Use draft."
+    assert models[0] is models[1] is models[2]
 
 
 def test_a_generator_that_nobody_knows_is_found_before_the_row_runs(tmp_path: Path, ran: list[str]) -> None:

@@ -16,6 +16,7 @@ from tiny_models import pretend_free, record, tiny_flux2, tiny_sdxl, tiny_z_imag
 
 from im3d import text_to_image
 from im3d.errors import CancelledError, InputError, ModelError, OutOfMemoryError
+from im3d.model_cache import MODELS
 from im3d.models import find_model, models
 from im3d.progress import silent
 from im3d.settings import ImageSettings
@@ -110,6 +111,23 @@ class TestModels:
         draw_picture("a red mug", name, SMALL, 1, CPU, silent)
         assert len(networks) >= 3
         assert [n() for n in networks] == [None] * len(networks)
+
+    def test_a_pipeline_that_is_kept_draws_the_same(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = text_to_image._read_pipeline
+        reads: list[str] = []
+        monkeypatch.setattr(text_to_image, "_read_pipeline", lambda *args: reads.append(args[0]) or read(*args))
+
+        def stop(step: int, steps: int, preview: object = None) -> None:
+            if step == 1:
+                raise CancelledError("Stopped.")
+
+        alone = draw_picture("a red mug", name, SMALL, 1, CPU, silent)
+        with MODELS.keeping():
+            with pytest.raises(CancelledError):
+                draw_picture("a blue mug", name, SMALL, 2, CPU, stop)
+            for _ in range(2):
+                np.testing.assert_array_equal(draw_picture("a red mug", name, SMALL, 1, CPU, silent), alone)
+        assert reads == [name, name]
 
     def test_compressed_weights_take_half_and_draw_nearly_the_same(self, name: str) -> None:
         folder = find_model(name).folder

@@ -34,8 +34,16 @@ def test_memory_is_handed_back_when_nothing_of_the_job_is_left(
 
     said: list[Message] = []
     monkeypatch.setattr(pipeline, "run_pipeline", run_pipeline)
-    monkeypatch.setattr(worker, "give_back_memory", lambda: left.extend(ref() for ref in held))
+    order: list[str] = []
+    monkeypatch.setattr(worker.MODELS, "rest", lambda: order.append("rest"))
+
+    def give_back_memory() -> None:
+        order.append("give back")
+        left.extend(ref() for ref in held)
+
+    monkeypatch.setattr(worker, "give_back_memory", give_back_memory)
     job = Job.create(tmp_path / "job", Request(name="pot", views=str(tmp_path)))
     worker.Worker(said.append, None)._work("a", job.folder)  # type: ignore[arg-type]
     assert left == [None]
+    assert order == ["rest", "give back"]
     assert [message["type"] for message in said] == ["error" if cancelled else "result"]

@@ -21,6 +21,7 @@ import torch
 from im3d.bench.measure import MEGABYTE, machine
 from im3d.jobs import Job, Request
 from im3d.machine import give_back_memory
+from im3d.model_cache import MODELS
 from im3d.pipeline import run_pipeline
 from im3d.settings import preset_settings
 
@@ -58,6 +59,7 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
         for stage, took in timings.items():
             seconds[stage].append(took)
         gc.collect()
+        MODELS.rest()
         give_back_memory()
         held.append(_resident())
         if cuda:

@@ -13,6 +13,7 @@ from pathlib import Path
 from im3d.commands.run import TerminalProgress, add_run_options, cancelling
 from im3d.errors import CancelledError, Im3dError, InputError
 from im3d.machine import give_back_memory, keep_one_heap
+from im3d.model_cache import MODELS
 from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
 
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     keep_one_heap()
     cancel = threading.Event()
-    with cancelling(cancel):
+    with cancelling(cancel), MODELS.keeping():
         for row in rows:
             if not cancel.is_set():
                 _run_row(row, len(rows), out, args, cancel)
@@ -85,6 +86,7 @@ def _run_row(row: object, total: int, out: Path, args: argparse.Namespace, cance
         except Im3dError as error:
             # Anew: the one that was raised holds what the job had in memory, to the end of the batch.
             row.status, row.error = "failed", type(error)(error.message, error.hint)
+        MODELS.rest()
         give_back_memory()
     said = row.status if row.error is None else f"failed: {row.error}"
     print(f"[{row.number}/{total}] {row.name}: {said}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from im3d.errors import Im3dError, InputError
 from im3d.machine import keep_one_heap
+from im3d.model_cache import MODELS
 
 PARTS = ("sample", "fit", "mesh")
 JOBS = 20
@@ -63,7 +64,8 @@ def _run_jobs(args: argparse.Namespace) -> int:
     from im3d.machine import choose_device
 
     _views(args.views)  # says what is wrong with them before the first job does
-    report = bench_jobs(args.views or EXAMPLE, args.repeats or JOBS, choose_device(args.device), args.iterations)
+    with MODELS.keeping():  # as the worker does
+        report = bench_jobs(args.views or EXAMPLE, args.repeats or JOBS, choose_device(args.device), args.iterations)
     print(json.dumps({"status": "done", "jobs": report}) if args.json else jobs_table(report))
     return 0
 

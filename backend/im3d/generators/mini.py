@@ -22,6 +22,7 @@ from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
 from im3d.generators.sampling import karras_sigmas, noised, renoised, restart_sigmas
 from im3d.images import OrbitViews, premultiplied, resized
 from im3d.machine import fast_in_half, give_back_gpu_memory
+from im3d.model_cache import MODELS
 from im3d.models import SHIPPED
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
 from im3d.paths import models_folder
@@ -106,8 +107,9 @@ class MiniGenerator:
         return self._views(subject, renders.resized(self._network_size), noise, steps, seed, progress)
 
     def release(self) -> None:
-        """Frees the memory of the network; the next use reads it again."""
+        """Frees the memory of the network; the next use reads it again, or takes it from `MODELS`."""
         self._model = None
+        MODELS.rest()
         give_back_gpu_memory()
 
     def _views(
@@ -153,15 +155,22 @@ class MiniGenerator:
 
     def _loaded(self) -> VolumeDenoiser:
         if self._model is None:
-            try:
-                model = VolumeDenoiser.from_pretrained(self._folder, torch_dtype=torch.float32)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ModelError(
-                    f"The weights of mini in {self._folder} cannot be read.", "Install im3d again."
-                ) from error
-            channels_last(model.to(self._device)).eval()
+            model = MODELS.get("mini", [self._folder], (), lambda: _read(self._folder))
+            channels_last(model.to(self._device))
             self._model = model
         return self._model
+
+
+def _read(folder: Path) -> VolumeDenoiser:
+    """Raises:
+    ModelError: The folder does not hold the weights.
+    """
+    try:
+        model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"The weights of mini in {folder} cannot be read.", "Install im3d again.") from error
+    evaluated: VolumeDenoiser = model.eval()
+    return evaluated
 
 
 @torch.inference_mode()

@@ -43,6 +43,7 @@ from im3d.generators.sv3d_network import (
 from im3d.images import OrbitViews, over, resized
 from im3d.machine import give_back_gpu_memory, on_all_cores
 from im3d.masks import Segment, isolate
+from im3d.model_cache import MODELS
 from im3d.models import find_model, require
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, Orbit
 from im3d.progress import Progress
@@ -168,8 +169,9 @@ class Sv3dGenerator:
         return self._views(subject, renders.orbit, start, sigmas, progress)
 
     def release(self) -> None:
-        """Frees the memory of the networks; the next use reads them again."""
+        """Frees the memory of the networks; the next use reads them again, or takes them from `MODELS`."""
         self._networks = self._mode = None
+        MODELS.rest()
         give_back_gpu_memory()
 
     @torch.inference_mode()
@@ -285,19 +287,29 @@ class Sv3dGenerator:
 
     def _loaded(self) -> Sv3dNetworks:
         if self._networks is None:
-            from im3d.generators.sv3d_weights import load_networks
-
-            if self._given is None:
-                path = self._checkpoint or require(self.name) / find_model(self.name).files[0]
-                half = torch.float16 if self._device.type == "cuda" else torch.float32
-                self._networks = load_networks(path, self._config, half, torch.float32, self._finetuned)
-            else:
-                self._networks = self._given
-            if self._chosen_mode().chunked_feed_forward:
-                self._networks.unet.enable_forward_chunking()
-            if self._compiled:
-                sv3d_compile.compile_blocks(self._networks.unet)
+            self._networks = self._kept() if self._given is None else self._arranged(self._given)
         return self._networks
+
+    def _kept(self) -> Sv3dNetworks:
+        """Those that an earlier job read, or else read from the checkpoint."""
+        from im3d.generators.sv3d_weights import load_networks
+
+        path = self._checkpoint or require(self.name) / find_model(self.name).files[0]
+        half = torch.float16 if self._device.type == "cuda" else torch.float32
+
+        def read() -> Sv3dNetworks:
+            return self._arranged(load_networks(path, self._config, half, torch.float32, self._finetuned))
+
+        files = [path] if self._finetuned is None else [path, self._finetuned]
+        options = (self._config, half, self._chosen_mode().chunked_feed_forward, self._compiled)
+        return MODELS.get("sv3d", files, options, read)
+
+    def _arranged(self, networks: Sv3dNetworks) -> Sv3dNetworks:
+        if self._chosen_mode().chunked_feed_forward:
+            networks.unet.enable_forward_chunking()
+        if self._compiled:
+            sv3d_compile.compile_blocks(networks.unet)
+        return networks
 
 
 def _one_at_a_time(segment: Segment) -> Segment:

@@ -113,11 +113,16 @@ def _too_small(name: str, mode: MemoryMode) -> OutOfMemoryError:
 
 @contextmanager
 def placed(module: nn.Module, device: torch.device, mode: MemoryMode) -> Iterator[None]:
-    """The module on the device while the block runs; back on the CPU afterwards where the mode says so."""
-    module.to(device)
+    """The module on the device while the block runs; back on the CPU afterwards where the mode says so.
+
+    It is moved outside of inference mode, so that its weights stay ordinary tensors, which `MODELS` can put back.
+    """
+    with torch.inference_mode(False):
+        module.to(device)
     try:
         yield
     finally:
         if mode.offload:
-            module.to("cpu")
+            with torch.inference_mode(False):
+                module.to("cpu")
             give_back_gpu_memory()
