@@ -13,6 +13,7 @@ from sv3d_checkpoint import SMALL_P, small, small_checkpoints, small_subject
 from im3d.errors import InputError
 from im3d.generators import sv3d_compile
 from im3d.generators.sv3d_network import OrbitUNet
+from im3d.model_cache import MODELS
 from im3d.progress import silent
 
 
@@ -62,3 +63,25 @@ def test_a_compiled_generator_draws_the_same_views(tmp_path: Path, monkeypatch: 
     found = small(checkpoints, compiled=True).generate(small_subject(), 0, silent)
     assert used
     np.testing.assert_allclose(found.rgba, expected.rgba, atol=1e-4)
+
+
+def test_kept_blocks_are_not_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, compile_blocks = small_checkpoints(tmp_path), sv3d_compile.compile_blocks
+    graphs: list[int] = []
+
+    def counting(module: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(len(module.graph.nodes))
+        return module
+
+    torch._dynamo.reset()  # what other tests compiled would do for these blocks
+    monkeypatch.setattr(sv3d_compile, "unavailable_reason", lambda device: "")
+    monkeypatch.setattr(sv3d_compile, "compile_blocks", lambda unet: compile_blocks(unet, counting))  # type: ignore[arg-type]
+    counts, views = [], []
+    with MODELS.keeping():
+        for _ in range(2):
+            generator = small(checkpoints, compiled=True)
+            views.append(generator.generate(small_subject(), 0, silent).rgba)
+            generator.release()
+            counts.append(len(graphs))
+    assert 0 < counts[0] == counts[1]
+    np.testing.assert_array_equal(*views)
