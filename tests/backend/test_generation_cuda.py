@@ -14,8 +14,9 @@ from sv3d_checkpoint import small, small_checkpoints, small_subject
 from test_text_to_image import MAKERS, SMALL
 from tiny_models import record
 
-from im3d.generators.sv3d_memory import MODES
+from im3d.generators.sv3d_memory import MODES, MemoryMode
 from im3d.images import FloatArray
+from im3d.model_cache import MODELS
 from im3d.models import find_model
 from im3d.progress import silent
 from im3d.settings import ImageSettings
@@ -55,6 +56,46 @@ def test_every_mode_of_the_image_models_draws(
     picture = draw_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
     assert picture.shape == (64, 64, 4)
     assert picture[..., :3].std() > 0.01
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_kept_networks_of_sv3d_leave_the_gpu_and_draw_the_same(mode: MemoryMode, tmp_path: Path) -> None:
+    checkpoints = small_checkpoints(tmp_path)
+
+    def drawn() -> FloatArray:
+        generator = small(checkpoints, views=6)
+        generator._device, generator._mode = torch.device("cuda"), mode
+        rgba = generator.generate(small_subject(), 0, silent).rgba
+        generator.release()
+        return rgba
+
+    alone = drawn()
+    before = torch.cuda.memory_allocated()
+    with MODELS.keeping():
+        for _ in range(3):
+            assert np.abs(drawn() - alone).mean() < 1e-3
+            assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("memory", ["whole", "offload", "compressed"])
+def test_kept_image_models_leave_the_gpu_and_draw_the_same(
+    name: str, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IM3D_HOME", str(tmp_path))
+    MAKERS[name](find_model(name).folder)
+    record(name)
+    settings = ImageSettings(size=SMALL.size, steps=SMALL.steps, memory=memory)  # type: ignore[arg-type]
+
+    def drawn() -> FloatArray:
+        return draw_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
+
+    alone = drawn()
+    before = torch.cuda.memory_allocated()
+    with MODELS.keeping():
+        for _ in range(3):
+            assert np.abs(drawn() - alone).mean() < 1e-2
+            assert torch.cuda.memory_allocated() == before
 
 
 def test_the_benchmark_runs_under_its_cap(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -112,10 +113,21 @@ class TestModels:
         assert len(networks) >= 3
         assert [n() for n in networks] == [None] * len(networks)
 
-    def test_a_pipeline_that_is_kept_draws_the_same(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("compressed", [False, True])
+    def test_a_pipeline_that_is_kept_draws_the_same(
+        self, compressed: bool, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         read = text_to_image._read_pipeline
         reads: list[str] = []
-        monkeypatch.setattr(text_to_image, "_read_pipeline", lambda *args: reads.append(args[0]) or read(*args))
+
+        def reading(*args: Any) -> Any:
+            reads.append(args[0])
+            pipeline = read(*args)
+            for network in text_to_image._large_networks(pipeline) if compressed else ():
+                text_to_image._compress(network, next(network.parameters()).dtype)
+            return pipeline
+
+        monkeypatch.setattr(text_to_image, "_read_pipeline", reading)
 
         def stop(step: int, steps: int, preview: object = None) -> None:
             if step == 1:
