@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ pytestmark = [
 ]
 
 
+def installed(name: str, memory: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], FloatArray]:
+    """Installs a small image model; what is returned draws with it on the GPU."""
+    monkeypatch.setenv("IM3D_HOME", str(home))
+    MAKERS[name](find_model(name).folder)
+    record(name)
+    settings = ImageSettings(size=SMALL.size, steps=SMALL.steps, memory=memory)  # type: ignore[arg-type]
+    return lambda: draw_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
+
+
 def test_every_mode_of_sv3d_draws_the_same_and_keeps_the_networks_where_it_says(tmp_path: Path) -> None:
     checkpoints = small_checkpoints(tmp_path)
     drawn: list[FloatArray] = []
@@ -49,11 +59,7 @@ def test_every_mode_of_sv3d_draws_the_same_and_keeps_the_networks_where_it_says(
 def test_every_mode_of_the_image_models_draws(
     name: str, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("IM3D_HOME", str(tmp_path))
-    MAKERS[name](find_model(name).folder)
-    record(name)
-    settings = ImageSettings(size=SMALL.size, steps=SMALL.steps, memory=memory)  # type: ignore[arg-type]
-    picture = draw_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
+    picture = installed(name, memory, tmp_path, monkeypatch)()
     assert picture.shape == (64, 64, 4)
     assert picture[..., :3].std() > 0.01
 
@@ -82,14 +88,7 @@ def test_kept_networks_of_sv3d_leave_the_gpu_and_draw_the_same(mode: MemoryMode,
 def test_kept_image_models_leave_the_gpu_and_draw_the_same(
     name: str, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("IM3D_HOME", str(tmp_path))
-    MAKERS[name](find_model(name).folder)
-    record(name)
-    settings = ImageSettings(size=SMALL.size, steps=SMALL.steps, memory=memory)  # type: ignore[arg-type]
-
-    def drawn() -> FloatArray:
-        return draw_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
-
+    drawn = installed(name, memory, tmp_path, monkeypatch)
     alone = drawn()
     before = torch.cuda.memory_allocated()
     with MODELS.keeping():
