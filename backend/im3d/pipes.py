@@ -34,6 +34,14 @@ class Outgoing:
             pass
 
 
+def incoming() -> IO[bytes]:
+    """Stdin for `read_messages`, as a file of its own.
+
+    The interpreter closes `sys.stdin` when it ends, and aborts when a thread still waits in it.
+    """
+    return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+
+
 def read_messages(
     stream: IO[bytes], take: Callable[[Message], None], refuse: Callable[[str], None], end: Callable[[], None]
 ) -> threading.Thread:

@@ -26,7 +26,7 @@ from typing import Literal
 from im3d import __version__
 from im3d.errors import Im3dError, InputError
 from im3d.jobs import Job, Request
-from im3d.pipes import Outgoing, read_messages
+from im3d.pipes import Outgoing, incoming, read_messages
 from im3d.protocol import PRODUCT, Message, message
 from im3d.remote_files import RemoteFiles
 from im3d.storage import make_folder
@@ -78,7 +78,7 @@ def serve(worker: Sequence[str], idle_s: float = 0.0, remote: Path | None = None
     send = Outgoing()
     heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
     read_messages(
-        sys.stdin.buffer,
+        incoming(),
         lambda m: heard.put(("stdin", 0, m)),
         lambda reason: heard.put(("stdin", 0, reason)),
         lambda: heard.put(("stdin", 0, None)),

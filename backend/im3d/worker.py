@@ -18,7 +18,7 @@ from pathlib import Path
 from im3d.errors import Im3dError
 from im3d.machine import give_back_memory, keep_one_heap
 from im3d.model_cache import MODELS
-from im3d.pipes import Outgoing, read_messages
+from im3d.pipes import Outgoing, incoming, read_messages
 from im3d.protocol import Message, message
 
 # A job stops at its next step of progress; nobody waits for it longer than this.
@@ -37,7 +37,7 @@ class Worker:
 
     def run(self) -> None:
         """Works until stdin ends."""
-        read_messages(sys.stdin.buffer, self._take, lambda reason: print(reason, file=sys.stderr), self._end)
+        read_messages(incoming(), self._take, lambda reason: print(reason, file=sys.stderr), self._end)
         while (asked := self._jobs.get()) is not None:
             self._cancel.clear()
             self._running = asked["id"]

@@ -36,6 +36,7 @@ class Client:
         self.heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.stray: list[bytes] = []
         self.noise: list[bytes] = []
+        self.drained = threading.Event()
         for target, stream in ((self._read, self.process.stdout), (self._drain, self.process.stderr)):
             threading.Thread(target=target, args=(stream,), daemon=True).start()
 
@@ -48,6 +49,7 @@ class Client:
 
     def _drain(self, stream: Any) -> None:
         self.noise.extend(stream)
+        self.drained.set()
 
     def send(self, type_: str, id_: str = "", **content: Any) -> None:
         self.raw(protocol.encode(protocol.message(type_, id_, **content)))
@@ -189,6 +191,20 @@ def test_stray_output_never_reaches_the_messages(serve: Callable[..., Client], t
     submit(client, tmp_path / "a", "noise")
     client.expect("result", "a")
     assert client.stray == []
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_it_goes_when_it_is_told_to_although_stdin_stays_open(
+    running: bool, serve: Callable[..., Client], tmp_path: Path
+) -> None:
+    client = serve()
+    if running:
+        submit(client, tmp_path / "job", "deaf")
+        client.expect("progress", "job")
+    client.send("shutdown")
+    assert client.process.wait(timeout=WAIT_S) == 0
+    client.drained.wait(WAIT_S)
+    assert client.noise == []
 
 
 def test_an_idle_worker_is_ended(serve: Callable[..., Client], tmp_path: Path) -> None:
