@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from im3d.machine import give_back_memory
+from im3d.machine import give_back_gpu_memory, give_back_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,11 +94,15 @@ class ModelCache:
         return cast("Model", kept.model)
 
     def rest(self) -> None:
-        """Frees the devices: all weights are in the computer's memory again, where that has room for them."""
+        """Frees the devices: kept weights are in the computer's memory again, where that has room for them.
+
+        What torch keeps of the GPU for later is handed back, also where no models are kept.
+        """
         for kept in self._kept.values():
             for table, name, tensor, content in kept.weights:
                 tensor.data = content
                 table[name] = tensor
+        give_back_gpu_memory()
         self._make_room(0)
 
     def _make_room(self, needed: int) -> None:

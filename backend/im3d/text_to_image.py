@@ -22,7 +22,6 @@ import torch
 
 from im3d.errors import InputError, ModelError, OutOfMemoryError
 from im3d.images import FloatArray, as_rgba
-from im3d.machine import give_back_gpu_memory
 from im3d.model_cache import MODELS
 from im3d.models import find_model, installed, models, require
 from im3d.progress import Progress
@@ -166,7 +165,6 @@ def draw_picture(
         pipeline = None
         gc.collect()
         MODELS.rest()
-        give_back_gpu_memory()
     return as_rgba(image)
 
 

@@ -24,24 +24,30 @@ def inputs(views: int) -> tuple[torch.Tensor, ...]:
     return sample, torch.tensor(0.5), context, vector
 
 
-def test_compiled_blocks_compute_the_same_and_each_variant_is_compiled_once() -> None:
-    graphs: list[int] = []
+class Counting:
+    """A backend of `torch.compile` that compiles nothing and counts the graphs it gets."""
 
-    def counting(module: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
-        graphs.append(len(module.graph.nodes))
+    def __init__(self) -> None:
+        self.graphs: list[int] = []
+
+    def __call__(self, module: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        self.graphs.append(len(module.graph.nodes))
         return module
 
+
+def test_compiled_blocks_compute_the_same_and_each_variant_is_compiled_once() -> None:
+    counting = Counting()
     torch.manual_seed(0)
     unet = OrbitUNet(SMALL_P).eval().requires_grad_(False)
     with torch.inference_mode():
         expected = unet(*inputs(4))
         count = sv3d_compile.compile_blocks(unet, counting)  # type: ignore[arg-type]
         torch.testing.assert_close(unet(*inputs(4)), expected)
-        first = len(graphs)
+        first = len(counting.graphs)
         assert 0 < first < count
         sv3d_compile.compile_blocks(unet, counting)  # type: ignore[arg-type]
         unet(*inputs(4))
-    assert len(graphs) == first
+    assert len(counting.graphs) == first
 
 
 def test_where_nothing_can_be_compiled_it_is_said_before_anything_runs(
@@ -67,12 +73,7 @@ def test_a_compiled_generator_draws_the_same_views(tmp_path: Path, monkeypatch: 
 
 def test_kept_blocks_are_not_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints, compile_blocks = small_checkpoints(tmp_path), sv3d_compile.compile_blocks
-    graphs: list[int] = []
-
-    def counting(module: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
-        graphs.append(len(module.graph.nodes))
-        return module
-
+    counting = Counting()
     torch._dynamo.reset()  # what other tests compiled would do for these blocks
     monkeypatch.setattr(sv3d_compile, "unavailable_reason", lambda device: "")
     monkeypatch.setattr(sv3d_compile, "compile_blocks", lambda unet: compile_blocks(unet, counting))  # type: ignore[arg-type]
@@ -82,6 +83,6 @@ def test_kept_blocks_are_not_compiled_again(tmp_path: Path, monkeypatch: pytest.
             generator = small(checkpoints, compiled=True)
             views.append(generator.generate(small_subject(), 0, silent).rgba)
             generator.release()
-            counts.append(len(graphs))
+            counts.append(len(counting.graphs))
     assert 0 < counts[0] == counts[1]
     np.testing.assert_array_equal(*views)

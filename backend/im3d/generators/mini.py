@@ -21,7 +21,7 @@ from im3d.generators.mini_layers import channels_last
 from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
 from im3d.generators.sampling import karras_sigmas, noised, renoised, restart_sigmas
 from im3d.images import OrbitViews, premultiplied, resized
-from im3d.machine import fast_in_half, give_back_gpu_memory
+from im3d.machine import fast_in_half
 from im3d.model_cache import MODELS
 from im3d.models import SHIPPED
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
@@ -110,7 +110,6 @@ class MiniGenerator:
         """Frees the memory of the network; the next use reads it again, or takes it from `MODELS`."""
         self._model = None
         MODELS.rest()
-        give_back_gpu_memory()
 
     def _views(
         self,
@@ -162,15 +161,17 @@ class MiniGenerator:
 
 
 def _read(folder: Path) -> VolumeDenoiser:
-    """Raises:
-    ModelError: The folder does not hold the weights.
+    """The network in the computer's memory, in evaluation mode.
+
+    Raises:
+        ModelError: The folder does not hold the weights.
     """
     try:
-        model = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
+        model: VolumeDenoiser = VolumeDenoiser.from_pretrained(folder, torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"The weights of mini in {folder} cannot be read.", "Install im3d again.") from error
-    evaluated: VolumeDenoiser = model.eval()
-    return evaluated
+    model.eval()
+    return model
 
 
 @torch.inference_mode()

@@ -41,7 +41,7 @@ from im3d.generators.sv3d_network import (
     conditioning_vectors,
 )
 from im3d.images import OrbitViews, over, resized
-from im3d.machine import give_back_gpu_memory, on_all_cores
+from im3d.machine import on_all_cores
 from im3d.masks import Segment, isolate
 from im3d.model_cache import MODELS
 from im3d.models import find_model, require
@@ -172,7 +172,6 @@ class Sv3dGenerator:
         """Frees the memory of the networks; the next use reads them again, or takes them from `MODELS`."""
         self._networks = self._mode = None
         MODELS.rest()
-        give_back_gpu_memory()
 
     @torch.inference_mode()
     def _views(

@@ -43,6 +43,7 @@ def nearest_items(items: NDArray[np.floating], points: NDArray[np.floating], cou
     cell = np.minimum(((places[:, :3] - low) / side).astype(np.int64), shape - 1)
     flat = (cell[:, 0] * shape[1] + cell[:, 1]) * shape[2] + cell[:, 2]
     order = np.argsort(flat, kind="stable").astype(np.int32)
+    by_cell = places[order]
     starts = np.zeros(int(shape.prod()) + 1, np.int32)
     np.cumsum(np.bincount(flat, minlength=len(starts) - 1), out=starts[1:])
     asked = np.ascontiguousarray(points, np.float64)
@@ -50,7 +51,7 @@ def nearest_items(items: NDArray[np.floating], points: NDArray[np.floating], cou
 
     def look(first: int) -> None:
         rows = slice(first, first + CHUNK)
-        _nearest(asked[rows], places[order], order, starts, shape, low, side, found[rows])
+        _nearest(asked[rows], by_cell, order, starts, shape, low, side, found[rows])
 
     on_all_cores(look, range(0, len(asked), CHUNK))
     return found
