@@ -64,14 +64,25 @@ def test_every_mode_of_the_image_models_draws(
     assert picture[..., :3].std() > 0.01
 
 
-def assert_kept_models_leave_the_gpu_and_draw_the_same(drawn: Callable[[], FloatArray], difference: float) -> None:
-    """Draws with a model that is read for it, and then with a kept one; on average they differ by less."""
+def assert_kept_models_leave_the_gpu_and_draw_the_same(
+    drawn: Callable[[], FloatArray], difference: float, tables: int = 0
+) -> None:
+    """Draws with a model that is read for it, and then with a kept one; on average they differ by less.
+
+    Args:
+        drawn: Draws, and frees the GPU.
+        difference: On average over the values.
+        tables: Bytes of the GPU that may stay taken beside the weights, once and no more with every draw.
+    """
     alone = drawn()
     before = torch.cuda.memory_allocated()
+    left = []
     with MODELS.keeping():
         for _ in range(3):
             assert np.abs(drawn() - alone).mean() < difference
-            assert torch.cuda.memory_allocated() == before
+            left.append(torch.cuda.memory_allocated() - before)
+    assert left == [left[0]] * 3
+    assert left[0] <= tables
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
@@ -93,7 +104,9 @@ def test_kept_networks_of_sv3d_leave_the_gpu_and_draw_the_same(mode: MemoryMode,
 def test_kept_image_models_leave_the_gpu_and_draw_the_same(
     name: str, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_kept_models_leave_the_gpu_and_draw_the_same(installed(name, memory, tmp_path, monkeypatch), 1e-2)
+    # The schedule of a draw and a table of positions are no weights; those of the small models take 1.6 MB or more.
+    draw = installed(name, memory, tmp_path, monkeypatch)
+    assert_kept_models_leave_the_gpu_and_draw_the_same(draw, 1e-2, tables=1 << 16)
 
 
 def test_the_benchmark_runs_under_its_cap(tmp_path: Path) -> None:
