@@ -18,11 +18,11 @@ from im3d.training import render
 from im3d.training.batches import FRONT_SHARE, Batch, Changes, OrbitBatches
 from im3d.training.muon import ADAMW_RMS, Muon
 from im3d.training.orbits import OrbitSet, orbits_per_prop
+from im3d.training.picture_losses import PictureDistance, mask_loss
 from im3d.training.train import (
     LOSSES,
     Place,
     Trainer,
-    _mask_loss,
     export,
     initial_model,
     learning_rate,
@@ -183,12 +183,13 @@ def run(out: Path, steps: int, resume: bool = False, **settings: Any) -> list[fl
     return losses
 
 
-@pytest.mark.parametrize("drawn_views", [0, 2])
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, drawn_views: int) -> None:
-    unbroken = run(tmp_path / "a", 8, drawn_views=drawn_views)
+@pytest.mark.parametrize(("drawn_views", "perceptual"), [(0, 0.0), (2, 0.0), (2, 1.0)])
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, drawn_views: int, perceptual: float) -> None:
+    settings: dict[str, Any] = {"drawn_views": drawn_views, "perceptual_weight": perceptual}
+    unbroken = run(tmp_path / "a", 8, **settings)
     # Stopped inside the warm-up, which must go on rather than begin anew.
-    first = run(tmp_path / "b", 4, drawn_views=drawn_views)
-    assert first + run(tmp_path / "b", 8, resume=True, drawn_views=drawn_views) == unbroken
+    first = run(tmp_path / "b", 4, **settings)
+    assert first + run(tmp_path / "b", 8, resume=True, **settings) == unbroken
 
 
 def test_export_starts_another_run(tmp_path: Path) -> None:
@@ -256,12 +257,12 @@ def test_the_mask_loss_is_one_minus_the_overlap() -> None:
     target[0, 0, :4], target[0, 1, :, :2] = 1, 1
     moved = torch.zeros_like(target)
     moved[0, 0, 2:6], moved[0, 1, :, :2] = 1, 1
-    assert _mask_loss(target, target) == 0
+    assert mask_loss(target, target) == 0
     # A third of the first view's union is shared; the second is equal.
-    assert float(_mask_loss(moved, target)) == pytest.approx((2 / 3 + 0) / 2)
+    assert float(mask_loss(moved, target)) == pytest.approx((2 / 3 + 0) / 2)
     # What is undecided costs: half coverage of the right place is as bad as covering half of it.
-    assert float(_mask_loss(0.5 * target, target)) == pytest.approx(0.5)
-    assert _mask_loss(torch.zeros_like(target), torch.zeros_like(target)) <= 1  # empty views are no error
+    assert float(mask_loss(0.5 * target, target)) == pytest.approx(0.5)
+    assert mask_loss(torch.zeros_like(target), torch.zeros_like(target)) <= 1  # empty views are no error
 
 
 def test_the_first_part_of_a_leg_trains_the_volume_alone(tmp_path: Path) -> None:
@@ -276,6 +277,27 @@ def test_the_first_part_of_a_leg_trains_the_volume_alone(tmp_path: Path) -> None
     trainer.losses = watched  # type: ignore[method-assign]
     train(trainer, random_orbits(), AnyVolumes(), tmp_path, 0.0)  # type: ignore[arg-type]
     assert asked == [0, 0, 2, 2]
+
+
+def test_the_perceptual_distance_prefers_a_sharp_guess_to_the_mean() -> None:
+    """Of stripes whose place is not known the squared error is least for plain grey."""
+    rows = torch.arange(64)
+
+    def stripes(offset: int) -> torch.Tensor:
+        rgb = ((rows + offset) // 4 % 2).float().view(1, 1, 1, 64, 1).expand(1, 2, 3, 64, 64)
+        return torch.cat([rgb, torch.ones(1, 2, 1, 64, 64)], dim=2)
+
+    truth, moved, mean = stripes(0), stripes(2), (stripes(0) + stripes(4)) / 2
+    assert (moved - truth).square().mean() > (mean - truth).square().mean()
+    distance = PictureDistance(torch.device("cpu"))
+
+    def of(views: torch.Tensor) -> float:
+        return float(distance(views, truth, torch.Generator().manual_seed(0)))
+
+    assert of(truth) == pytest.approx(0, abs=1e-6)
+    assert of(moved) < 0.7 * of(mean)
+    # What is see-through shows the grey behind it, so that coverages count.
+    assert of(truth * 0.5) > 0.01
 
 
 def test_a_frozen_shape_stays() -> None:
@@ -328,7 +350,7 @@ def test_learning_rate_rises_and_falls() -> None:
 
 @pytest.mark.parametrize("muon", [False, True])
 def test_training_lowers_every_loss(muon: bool) -> None:
-    trainer = new_trainer(muon=muon)
+    trainer = new_trainer(muon=muon, perceptual_weight=1.0)
     batch, _ = one_batch()
     occupancy = torch.zeros(2, 8, 16, 16)
     occupancy[:, 2:5, 4:12, 5:11] = 1

@@ -8,12 +8,14 @@
 #   tools/gpu/leg.sh bring FOLDER
 #       hands over the weights in pieces of 15 MB (cat weights.* > diffusion_pytorch_model.safetensors), config and log
 #
+# Two legs at once, each on a GPU: CUDA_VISIBLE_DEVICES=0 GPUS=1 LEG=/tmp/a …, and the other with its own.
+#
 # MINUTES count from the start, with the five that packs, orbits and grids take before the first step. The options of
 # the last leg, and what came of it, are in docs/training-log.md. Everything lies in ${LEG:-/tmp/im3d-leg}.
 set -euo pipefail
 leg=${LEG:-/tmp/im3d-leg}
 root=$(cd "$(dirname "$0")/../.." && pwd)
-running() { pgrep -f 'im3d.cli train mini' >/dev/null; }
+running() { pgrep -f "im3d.cli train mini.* --out $leg/out" >/dev/null; }
 
 case ${1:-} in
 start)
@@ -25,7 +27,7 @@ start)
     export PYTHONPATH="$leg/backend${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
     packs=()
     for pack in "$data"/*.npz.xz; do packs+=(--pack "$pack"); done
-    gpus=$(nvidia-smi -L | wc -l) launcher=()
+    gpus=${GPUS:-$(nvidia-smi -L | wc -l)} launcher=()
     if [ "$gpus" -gt 1 ]; then launcher=(-m torch.distributed.run --standalone --nproc-per-node="$gpus"); fi
     setsid nohup python3 "${launcher[@]}" -m im3d.cli train mini "${packs[@]}" --cache "$leg/cache" --out "$leg/out" \
         --init "$init" --workers "$(nproc)" --minutes "$minutes" --test "$@" >"$leg/log" 2>&1 </dev/null &
@@ -47,7 +49,7 @@ bring)
     sha256sum "$leg/out/model/diffusion_pytorch_model.safetensors"
     ;;
 *)
-    sed -n '2,15p' "$0"
+    sed -n '2,17p' "$0"
     exit 2
     ;;
 esac

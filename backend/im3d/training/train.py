@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from im3d.errors import InputError
 from im3d.generators.mini import SIGMA_MAX
 from im3d.generators.mini_layers import Attention, ResidualBlock, channels_last
-from im3d.generators.mini_model import VolumeDenoiser, to_model
+from im3d.generators.mini_model import VolumeDenoiser, from_model, to_model
 from im3d.generators.mini_shape import ELEVATION_SPREAD_DEG, Shape
 from im3d.machine import fast_in_half
 from im3d.training.batches import Batch, OrbitBatches
@@ -39,6 +39,7 @@ from im3d.training.deeper import with_depths
 from im3d.training.draws import Redrawing
 from im3d.training.muon import Muon
 from im3d.training.orbits import OrbitSet
+from im3d.training.picture_losses import PictureDistance, mask_loss
 from im3d.training.train_settings import TrainSettings
 from im3d.training.validate import Scores, occupancy_loss, validate
 from im3d.training.volumes import OrbitVolumes, VolumeTargets
@@ -48,7 +49,7 @@ BLIND_FROM = 6.0
 # Sampled in one step, as shipped, and in a few, which tells how well lower noise is denoised.
 VALIDATION_STEPS = (1, 4)
 
-LOSSES = ("occupancy", "color", "elevation", "drawn", "denoised", "mask")
+LOSSES = ("occupancy", "color", "elevation", "drawn", "denoised", "mask", "perceptual")
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Trainer:
         self.model = model
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = optimizers(self.model, settings, where.device)
+        self._distance = PictureDistance(where.device) if settings.perceptual_weight else None
         self.step = 0
         self.leg_start = 0
         self.orbits_seen = 0
@@ -143,15 +145,16 @@ class Trainer:
             rate: Learning rate.
 
         Returns:
-            (6,): the losses in the order of `LOSSES`, not weighted.
+            (7,): the losses in the order of `LOSSES`, not weighted.
         """
         s = self.settings
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         losses = self.losses(batch, targets, generator)
-        weights = (s.volume_weight, s.color_weight, s.elevation_weight, s.coarse_weight, 1.0, s.mask_weight)
-        (losses * torch.tensor(weights, device=losses.device)).sum().backward()
+        shape = (s.volume_weight, s.color_weight, s.elevation_weight)
+        weights = torch.tensor((*shape, s.coarse_weight, 1.0, s.mask_weight, s.perceptual_weight), device=losses.device)
+        (losses * weights).sum().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -162,7 +165,7 @@ class Trainer:
         return losses.detach()
 
     def losses(self, batch: Batch, targets: VolumeTargets | None, generator: torch.Generator) -> Tensor:
-        """(6,) in the order of `LOSSES`. The first view is given, so it does not count."""
+        """(7,) in the order of `LOSSES`. The first view is given, so it does not count."""
         s, device = self.settings, batch.views.device
         told = batch.elevation + s.elevation_jitter * torch.randn(
             len(batch.elevation), generator=generator, device=device
@@ -178,15 +181,16 @@ class Trainer:
         nothing = torch.zeros((), device=device)
         parts = [nothing] * 3 if targets is None else [*_shape_losses(shape, targets, batch.elevation)]
         if drawn is None:
-            parts += [nothing] * 3
+            parts += [nothing] * 4
         else:
             sd = self.model.config["sigma_data"]
             scaled = sigma.view(-1, 1, 1, 1, 1)
             # EDM's weight, (σ² + σ_d²)/(σ·σ_d)².
             weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
             parts += [(drawn - batch.views[:, 1:]).square().mean(), (weight * (denoised - clean).square()).mean()]
-            alphas = drawn[:, :, 3], (denoised[:, :, 3].clamp(-1, 1) + 1) / 2
-            parts.append(sum((_mask_loss(a, batch.views[:, 1:, 3]) for a in alphas), nothing))
+            truth, finished = batch.views[:, 1:], from_model(denoised)
+            parts.append(sum((mask_loss(views[:, :, 3], truth[:, :, 3]) for views in (drawn, finished)), nothing))
+            parts.append(nothing if self._distance is None else self._distance(finished, truth, generator))
         return torch.stack(parts)
 
     def _noise_levels(self, count: int, generator: torch.Generator) -> Tensor:
@@ -262,12 +266,6 @@ def _shape_losses(shape: Shape, targets: VolumeTargets, elevation: Tensor) -> tu
     weight = targets.weight
     color = ((shape.color - targets.color).abs() * weight).sum() / (3 * weight.sum() + 1)
     return occupancy, color, ((shape.elevation_deg - elevation) / ELEVATION_SPREAD_DEG).square().mean()
-
-
-def _mask_loss(alpha: Tensor, target: Tensor) -> Tensor:
-    """1 − IoU of coverages (B, K, S, S), mean over views."""
-    smaller, larger = torch.minimum(alpha, target).sum(dim=(2, 3)), torch.maximum(alpha, target).sum(dim=(2, 3))
-    return (1 - smaller / larger.clamp_min(1.0)).mean()
 
 
 def optimizers(model: nn.Module, settings: TrainSettings, device: torch.device) -> list[torch.optim.Optimizer]:

@@ -27,6 +27,7 @@ class TrainSettings:
         coarse_weight: Weight of the squared error of the drawn views.
         mask_weight: Weight of 1 − IoU of the views' coverages, drawn and denoised, which rewards decided outlines and
             counts thin props as much as bulky ones.
+        perceptual_weight: Weight of the perceptual distance of the denoised views (`PictureDistance`).
         elevation_weight: Weight of the squared elevation error, in units of the elevations' spread.
         elevation_jitter: Standard deviation in degrees of the error with which the elevation is told when views are
             drawn: it will be used with the network's own estimates.
@@ -56,6 +57,7 @@ class TrainSettings:
     color_weight: float = 1.0
     coarse_weight: float = 1.0
     mask_weight: float = 0.0
+    perceptual_weight: float = 0.0
     elevation_weight: float = 0.05
     elevation_jitter: float = 2.0
     noise_mean: float = 0.0
