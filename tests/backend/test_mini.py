@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_mini
+from torch import nn
 
 from im3d.errors import CancelledError, InputError, ModelError
 from im3d.generators import mini
@@ -202,6 +204,41 @@ def test_restarts_of_renders_are_averaged(monkeypatch: pytest.MonkeyPatch) -> No
     assert one > 0.01
     assert sixteen == pytest.approx(one / 4, rel=0.1)
     assert len(set(seen)) == 1
+
+
+class OfEachPixel(nn.Module):
+    """A decoder that looks at one pixel at a time."""
+
+    def forward(self, pixels: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        return pixels[:, :4] * pixels[:, 4:8]
+
+
+def test_what_the_decoder_sees_moved_is_moved_back() -> None:
+    model = tiny_mini()
+    x, sigma, condition = inputs()
+    model.decoder = OfEachPixel()  # type: ignore[assignment]
+    with torch.no_grad():
+        still = model(x, sigma, condition)
+        for shift in ((0, 2), (3, 0), (7, 5)):
+            torch.testing.assert_close(model(x, sigma, condition, shift=shift), still)
+
+
+@pytest.mark.parametrize("restarts", [0, 4])
+def test_a_pattern_that_keeps_to_the_decoders_pixels_vanishes(restarts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_mini()
+    truth = torch.full((1, 16, 4, 32, 32), 0.5)
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    pattern = torch.sin(rows * np.pi / 2) + torch.sin(columns * np.pi / 2) + torch.cos(rows * np.pi)
+
+    def forward(*given: Any) -> torch.Tensor:
+        return to_model(truth) + 0.05 * pattern.roll([-n for n in given[-1]], dims=(0, 1))
+
+    monkeypatch.setattr(model, "forward", forward)
+    start = truth if restarts else None
+    generator = torch.Generator().manual_seed(0)
+    views, _ = sample_orbit(model, truth[:, 0], restarts or 1, generator, start=start, noise=0.3 if restarts else 1.0)
+    # Of a first orbit's coverages another level counts as the object, the same everywhere.
+    assert float(views[:, 1:, 3].std()) < 1e-5
 
 
 def test_generator_makes_an_orbit_and_refines_it(weights: Path) -> None:

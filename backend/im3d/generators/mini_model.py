@@ -118,6 +118,7 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
         elevation_deg: Tensor | None = None,
         imagined: Imagined | None = None,
         views: Tensor | None = None,
+        shift: tuple[int, int] = (0, 0),
     ) -> Tensor:
         """Denoises views of an orbit.
 
@@ -128,6 +129,7 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
             elevation_deg: (B,) degrees; None: as read from the input view.
             imagined: What `imagine` made of the same arguments, if that is known.
             views: (B, K) which views of the ring these are; None: all in order.
+            shift: Rows and columns, of 0 … 7, by which the decoder sees everything moved.
 
         Returns:
             (B, K, 4, S, S) float32 denoised views.
@@ -141,8 +143,8 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
         prior = to_model(imagined.views)
         told = imagined.shape.elevation_deg.detach() if elevation_deg is None else elevation_deg.float()
         embedding = self._embedding(sigma, told, self._azimuths(B, views, x.device))
-        pixels = torch.cat([prior, imagined.known, x * scale], dim=2).flatten(0, 1)
-        raw = self.decoder(pixels, embedding.flatten(0, 1)).float().view(B, K, 4, *x.shape[-2:])
+        pixels = torch.cat([prior, imagined.known, x * scale], dim=2)
+        raw = _moved(self.decoder, pixels.flatten(0, 1), embedding.flatten(0, 1), shift).float().unflatten(0, (B, K))
         skip = (sd * scale) ** 2
         return x * skip + prior * (1 - skip) + raw * (s * sd * scale)
 
@@ -160,6 +162,18 @@ class VolumeDenoiser(ModelMixin, ConfigMixin):
         known = torch.cat([noise, turns.cos(), turns.sin(), tilt.cos(), tilt.sin()], dim=-1)
         embedding: Tensor = self.condition_embedding(known)
         return embedding
+
+
+def _moved(decoder: ViewDecoder, pixels: Tensor, embedding: Tensor, shift: tuple[int, int]) -> Tensor:
+    """What the decoder makes of pictures that were moved, moved back."""
+    down, right = shift
+    if not (down or right):
+        return decoder(pixels, embedding)
+    rows, columns = pixels.shape[-2:]
+    # The decoder's coarsest pixels are eight wide.
+    moved = F.pad(pixels, (right, 8 - right, down, 8 - down), mode="replicate")
+    seen: Tensor = decoder(moved, embedding)
+    return seen[..., down : down + rows, right : right + columns]
 
 
 def _enlarged(pictures: Tensor, size: int) -> Tensor:
