@@ -199,7 +199,7 @@ def sample_orbit(
     mean of ten has little, so that views agree better than the first orbit's (docs/quality.md).
 
     Where texture cannot be guessed, the decoder weaves a pattern that keeps to its pixels (a perceptual loss likes it
-    better than nothing). It vanishes in the mean of estimates of pictures that were moved by `SHIFTS`.
+    better than nothing). The mean of estimates of pictures that were moved by `SHIFTS` has half of it or less.
 
     Args:
         model: The denoiser.
