@@ -66,9 +66,6 @@ def _is_wide(piece: str) -> bool:
 
 def _measure(context: bpy.types.Context) -> object:
     """Measures with the interface's own font and size."""
-    points = context.preferences.ui_styles[0].widget_label.points * context.preferences.system.ui_scale
-    if bpy.app.version >= (4, 0, 0):
-        blf.size(FONT, points)
-    else:
-        blf.size(FONT, points, 72)
+    # `widget_label`, the labels' own style, is gone from Blender 4.3 on; `widget` has the same size in all.
+    blf.size(FONT, context.preferences.ui_styles[0].widget.points * context.preferences.system.ui_scale)
     return lambda text: blf.dimensions(FONT, text)[0]

@@ -73,7 +73,7 @@ def report_error(error: Im3dError, as_json: bool, **content: object) -> None:
     """Says an error on stderr and, for `--json`, as the last line of stdout."""
     print(f"im3d: {error}", file=sys.stderr)
     if as_json:
-        failure = {"status": "error", "code": error.code, "message": error.message, "hint": error.hint, **content}
+        failure = {"status": "error", **error.to_json(), **content}
         print(json.dumps(failure, ensure_ascii=False), flush=True)
 
 

@@ -1,4 +1,8 @@
-"""The errors a user can meet: one sentence of what is wrong, one of what to do, and the exit status of each kind."""
+"""The errors a user can meet: one sentence of what is wrong, one of what to do, and the exit status of each kind.
+
+The sentences are the same on the command line and on the panel, so they name neither options nor commands. What one
+click or one command can do about an error is its remedy; each side words that in its own way.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,26 @@ class Im3dError(Exception):
     Args:
         message: What is wrong, one sentence.
         hint: What to do about it, one sentence.
+        remedy: What helps, as a verb and its object: "download isnet" gets a model (again, if it is damaged), "licence
+            sv3d_p" shows its licence, "token sv3d_p" asks for the user's access token, "draft" is the cheaper preset,
+            "resume" continues the job. "": nothing that can be done for the user.
     """
 
     code = "internal"
     exit_status = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", remedy: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.remedy = remedy
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+    def to_json(self) -> dict[str, str]:
+        """The error as messages, state.json and `--json` carry it: {code, message, hint, remedy}."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "remedy": self.remedy}
 
 
 class InputError(Im3dError):

@@ -140,7 +140,7 @@ class State:
         finished: Steps that are complete, in order.
         timings_s: Seconds spent in each stage so far.
         notes: Facts that later steps and the result need, e.g. the estimated elevation.
-        error: {code, message, hint} of the last failure, or None.
+        error: {code, message, hint, remedy} of the last failure, or None.
     """
 
     status: Status = "queued"

@@ -20,7 +20,7 @@ From the backend
     progress {stage, step, steps, eta_s}    eta_s: seconds left in the stage, null while unknown
     preview {stage, path}                   a picture of the state, overwritten by the next one
     result {path}                           the finished job's result.json
-    error {code, message, hint, log}        the job `id` ended; codes are those of `im3d.errors`
+    error {code, message, hint, remedy, log} the job `id` ended; codes and remedies are those of `im3d.errors`
     pong {}
     file {path, data, last}     a piece of a file that was asked for, base64; data is null when there is no such file
 
@@ -53,7 +53,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "progress": ("stage", "step", "steps", "eta_s"),
     "preview": ("stage", "path"),
     "result": ("path",),
-    "error": ("code", "message", "hint", "log"),
+    "error": ("code", "message", "hint", "remedy", "log"),
     "pong": (),
     "file": ("path", "data", "last"),
 }

@@ -96,7 +96,7 @@ def failures_recorded(job: Job) -> Iterator[None]:
         failure = explain(error, str(job.folder / "log.txt"))
         job.log_exception(error)
         job.state.status = "cancelled" if isinstance(failure, CancelledError) else "failed"
-        job.state.error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        job.state.error = failure.to_json()
         if not isinstance(failure, DiskError):
             job.save()
         if failure is error:

@@ -295,12 +295,12 @@ class Server:
         self._error(task.id, CancelledError("Cancelled."), task.job)
 
     def _failed(self, task: Task, error: Im3dError) -> None:
-        _mark(task.job, "failed", {"code": error.code, "message": error.message, "hint": error.hint})
+        _mark(task.job, "failed", error.to_json())
         self._error(task.id, error, task.job)
 
     def _error(self, job_id: str, error: Im3dError, job: Path | None = None) -> None:
         log = "" if job is None else str(job / "log.txt")
-        self.send(message("error", job_id, code=error.code, message=error.message, hint=error.hint, log=log))
+        self.send(message("error", job_id, **error.to_json(), log=log))
 
 
 def device_name() -> str:

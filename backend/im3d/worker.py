@@ -65,7 +65,7 @@ class Worker:
             run_pipeline(Job.open(folder), self._send, self._cancel, blender=self._blender)
         except Im3dError as error:
             log = str(folder / "log.txt")
-            self._send(message("error", job_id, code=error.code, message=error.message, hint=error.hint, log=log))
+            self._send(message("error", job_id, **error.to_json(), log=log))
         else:
             self._send(message("result", job_id, path=str(folder / "result.json")))
         finally:

@@ -44,12 +44,14 @@ class Failure:
         message: What is wrong, one sentence.
         hint: What to do, one sentence, or "".
         log: Path of the log that says more, or "".
+        remedy: What a button can do about it, as `im3d.errors` lists them, or "".
     """
 
     code: str
     message: str
     hint: str = ""
     log: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)

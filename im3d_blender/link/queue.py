@@ -302,7 +302,7 @@ class JobQueue:
             else:
                 self._done(job, Path(str(message["path"])))
         elif message["type"] == "error":
-            failure = Failure(*(str(message[k]) for k in ("code", "message", "hint", "log")))
+            failure = Failure(*(str(message[k]) for k in ("code", "message", "hint", "log", "remedy")))
             self._end(job, "cancelled" if failure.code == "cancelled" else "failed", failure)
         self._changed.append(job)
 

@@ -44,7 +44,7 @@ def work(item: Message) -> None:
     if plan in ("hang", "deaf"):
         while not (plan == "hang" and cancelled.wait(60)):
             pass
-        send(message("error", job_id, code="cancelled", message="Cancelled.", hint="", log=""))
+        send(message("error", job_id, code="cancelled", message="Cancelled.", hint="", remedy="", log=""))
         return
     if plan == "files":
         # What comes home is what was sent, so that a test sees both ways.

@@ -42,7 +42,7 @@ def misbehave(fault: str, job_id: str = "") -> None:
         for _ in range(100):
             sys.stderr.write("x" * (1 << 20))
     elif fault == "error":
-        say("error", job_id, code="model_missing", message="No model.", hint="Get it.", log="l")
+        say("error", job_id, code="model_missing", message="No model.", hint="Get it.", remedy="download sv3d_p", log="l")
 
 
 def work(job_id: str, folder: Path, place: str, fault: str) -> None:
@@ -82,7 +82,7 @@ def main() -> None:
                     continue
             work(asked["id"], Path(asked["job"]), place, fault)
         elif asked["type"] == "cancel":
-            say("error", asked["id"], code="cancelled", message="Cancelled.", hint="", log="")
+            say("error", asked["id"], code="cancelled", message="Cancelled.", hint="", remedy="", log="")
 
 
 main()
