@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -26,9 +27,10 @@ class Outgoing:
 
     def __call__(self, message: Message) -> None:
         """Sends a message; when nobody listens any more it is dropped, and the end of stdin ends the process."""
+        line = protocol.encode(message)
         try:
             with self._lock:
-                self._file.write(protocol.encode(message))
+                self._file.write(line)
                 self._file.flush()
         except (OSError, ValueError):
             pass
@@ -45,13 +47,13 @@ def incoming() -> IO[bytes]:
 def read_messages(
     stream: IO[bytes], take: Callable[[Message], None], refuse: Callable[[str], None], end: Callable[[], None]
 ) -> threading.Thread:
-    """Starts a thread that reads messages until the end of the stream.
+    """Starts a thread that reads messages until the end of the stream, whatever its lines and `take` do.
 
     Args:
         stream: Of lines.
         take: Called with each message, on the thread.
-        refuse: Called with the reason why a line is no message.
-        end: Called once, at the end of the stream.
+        refuse: Called with the reason why a line is no message, or could not be taken.
+        end: Called once, at the end of the stream, in any case.
     """
 
     def read() -> None:
@@ -59,11 +61,17 @@ def read_messages(
             while line := stream.readline(protocol.MAX_LINE + 1):
                 try:
                     take(protocol.decode(line))
-                except protocol.ProtocolError as error:
-                    refuse(str(error))
+                except Exception as error:
+                    with contextlib.suppress(Exception):
+                        known = isinstance(error, protocol.ProtocolError)
+                        refuse(str(error) if known else f"{type(error).__name__}: {error}")
+                # What is left of a line that is too long is not the next one.
+                while not line.endswith(b"\n") and line:
+                    line = stream.readline(protocol.MAX_LINE)
         except (OSError, ValueError):
             pass  # the pipe broke: the same as its end
-        end()
+        finally:
+            end()
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()

@@ -77,8 +77,13 @@ def message(type_: str, id_: str = "", **content: Any) -> Message:
 
 
 def encode(message: Message) -> bytes:
-    """One line, UTF-8, with its line feed."""
-    return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    """One line with its line feed.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    # In ASCII: file names that are not UTF-8 are text that UTF-8 refuses.
+    return json.dumps(message, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
@@ -91,7 +96,7 @@ def decode(line: bytes) -> Message:
         raise ProtocolError(f"a line of {len(line)} bytes")
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON: {line[:80]!r}") from error
     if not isinstance(data, dict):
         raise ProtocolError(f"not an object: {line[:80]!r}")

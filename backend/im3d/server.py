@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Literal
 
 from im3d import __version__
-from im3d.errors import Im3dError, InputError
+from im3d.errors import CancelledError, Im3dError, InputError, OutOfMemoryError
 from im3d.jobs import Job, Request
 from im3d.pipes import Outgoing, incoming, read_messages
-from im3d.protocol import PRODUCT, Message, message
+from im3d.processes import OWN_GROUP, bound, kill_family
+from im3d.protocol import PRODUCT, Message, encode, message
 from im3d.remote_files import RemoteFiles
 from im3d.storage import make_folder
 
@@ -37,6 +38,8 @@ CANCEL_S = 30.0
 SILENCE_S = 1800.0
 # From the end of stdin to the end of the worker.
 GRACE_S = 12.0
+# A killed process that is not gone by then is stuck in the system, e.g. in a driver, and is left to it.
+STUCK_S = 5.0
 
 Source = Literal["stdin", "worker"]
 # What the two reading threads hand to the main one; None: the stream ended.
@@ -114,43 +117,46 @@ class Server:
 
     def run(self) -> None:
         """Handles what is heard until stdin ends."""
-        while True:
-            try:
-                source, generation, item = self.heard.get(timeout=0.5)
-            except queue.Empty:
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    source, generation, item = self.heard.get(timeout=0.5)
+                    if source == "worker":
+                        if generation == self.generation:
+                            self._from_worker(item)
+                    elif item is None or (isinstance(item, dict) and item["type"] == "shutdown"):
+                        break
+                    elif isinstance(item, str):
+                        why = f"A line that is not a message was refused: {item}."
+                        self._error("", InputError(why, "Update both sides."))
+                    else:
+                        self._command(item)
                 self._check_clock()
-                continue
-            if source == "worker":
-                if generation == self.generation:
-                    self._from_worker(item)
-            elif item is None or (isinstance(item, dict) and item["type"] == "shutdown"):
-                break
-            elif isinstance(item, str):
-                self._error("", InputError(f"A line that is not a message was refused: {item}.", "Update both sides."))
-            else:
-                self._command(item)
-            self._check_clock()
-        self._end_worker(GRACE_S)
+        finally:
+            self._end_worker(GRACE_S)
 
     # ---------------------------------------------------------------- commands
 
     def _command(self, asked: Message) -> None:
+        """Does what a message asks; whatever is wrong with it is the answer, and the next one is heard."""
         kind, job_id = asked["type"], asked["id"]
-        if kind == "ping":
-            self.send(message("pong", job_id))
-        elif kind in ("submit", "resume"):
-            try:
+        try:
+            if kind == "ping":
+                self.send(message("pong", job_id))
+            elif kind in ("submit", "resume"):
                 self._accept(asked)
-            except Im3dError as error:
-                self._error(job_id, error)
-            except Exception as defect:
-                self._error(job_id, Im3dError(f"im3d failed: {type(defect).__name__}: {defect}.", "Please report it."))
-        elif kind in ("put", "get"):
-            self._transfer(asked)
-        elif kind == "cancel":
-            self._cancel(job_id)
-        elif kind == "free_memory" and self.running is None:
-            self._end_worker(0.0)
+            elif kind in ("put", "get"):
+                self._transfer(asked)
+            elif kind == "cancel":
+                self._cancel(job_id)
+            elif kind == "free_memory" and self.running is None:
+                self._end_worker(0.0)
+        except Im3dError as error:
+            self._error(job_id, error)
+        except (OSError, ValueError) as error:
+            self._error(job_id, InputError(f"A path cannot be used: {error}.", "Choose another path."))
+        except Exception as defect:
+            self._error(job_id, Im3dError(f"im3d failed: {type(defect).__name__}: {defect}.", "Please report it."))
         self._begin()
 
     def _transfer(self, asked: Message) -> None:
@@ -158,14 +164,11 @@ class Server:
         if self.files is None:
             self._error(asked["id"], InputError("Files are sent to a remote backend alone.", "Use paths instead."))
             return
-        try:
-            if asked["type"] == "put":
-                self.files.store(str(asked["path"]), str(asked["data"]), bool(asked["last"]))
-            else:
-                for piece in self.files.pieces(str(asked["path"])):
-                    self.send(piece)
-        except Im3dError as error:
-            self._error(asked["id"], error)
+        if asked["type"] == "put":
+            self.files.store(str(asked["path"]), str(asked["data"]), bool(asked["last"]))
+        else:
+            for piece in self.files.pieces(str(asked["path"])):
+                self.send(piece)
 
     def _accept(self, asked: Message) -> None:
         if self.files is not None:
@@ -205,10 +208,11 @@ class Server:
         self.generation += 1
         generation, heard = self.generation, self.heard
         self.worker = subprocess.Popen(
-            self.worker_command,
+            bound(self.worker_command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            **OWN_GROUP,
         )
         assert self.worker.stdout is not None
         read_messages(
@@ -219,8 +223,6 @@ class Server:
         )
 
     def _to_worker(self, asked: Message) -> None:
-        from im3d.protocol import encode
-
         assert self.worker is not None
         assert self.worker.stdin is not None
         try:
@@ -236,7 +238,7 @@ class Server:
         elif isinstance(item, dict):
             if item["type"] in ("result", "error") and self.running is not None and item["id"] == self.running.id:
                 self.running = None
-            self.send(item if self.files is None else self.files.relative(item))
+            self._tell(item)
         self._begin()
 
     def _worker_died(self) -> None:
@@ -263,11 +265,12 @@ class Server:
         assert worker.stdin is not None
         with contextlib.suppress(OSError):
             worker.stdin.close()
-        try:
-            return worker.wait(timeout=grace_s) if grace_s else worker.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            return worker.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(timeout=grace_s or 0.2)
+        kill_family(worker)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(timeout=STUCK_S)
+        return -9 if worker.returncode is None else worker.returncode
 
     def _check_clock(self) -> None:
         now = time.monotonic()
@@ -289,18 +292,25 @@ class Server:
     # ---------------------------------------------------------------- how jobs end
 
     def _cancelled(self, task: Task) -> None:
-        from im3d.errors import CancelledError
-
-        _mark(task.job, "cancelled", None)
-        self._error(task.id, CancelledError("Cancelled."), task.job)
+        self._ended(task, "cancelled", CancelledError("Cancelled."))
 
     def _failed(self, task: Task, error: Im3dError) -> None:
-        _mark(task.job, "failed", error.to_json())
-        self._error(task.id, error, task.job)
+        self._ended(task, "failed", error)
+
+    def _ended(self, task: Task, status: Literal["cancelled", "failed"], error: Im3dError) -> None:
+        """Says how a job ended whose worker did not; one that was done before its worker could say so is done."""
+        if _mark(task.job, status, None if status == "cancelled" else error.to_json()):
+            self._error(task.id, error, task.job)
+        else:
+            self._tell(message("result", task.id, path=str(task.job / "result.json")))
 
     def _error(self, job_id: str, error: Im3dError, job: Path | None = None) -> None:
         log = "" if job is None else str(job / "log.txt")
-        self.send(message("error", job_id, **error.to_json(), log=log))
+        self._tell(message("error", job_id, **error.to_json(), log=log))
+
+    def _tell(self, said: Message) -> None:
+        """Sends an event with paths as the client knows them."""
+        self.send(said if self.files is None else self.files.relative(said))
 
 
 def device_name() -> str:
@@ -327,19 +337,18 @@ def _finished_steps(folder: Path) -> int:
         return 0
 
 
-def _mark(folder: Path, status: Literal["cancelled", "failed"], error: dict[str, str] | None) -> None:
-    """Writes how a job ended that could not do so itself."""
-    try:
+def _mark(folder: Path, status: Literal["cancelled", "failed"], error: dict[str, str] | None) -> bool:
+    """Writes how a job ended that could not do so itself; False: it is done already, and stays so."""
+    with contextlib.suppress(Im3dError):
         job = Job.open(folder)
+        if job.state.status == "done":
+            return False
         job.state.status, job.state.error = status, error
         job.save()
-    except Im3dError:
-        pass
+    return True
 
 
 def _explanation(status: int) -> Im3dError:
-    from im3d.errors import OutOfMemoryError
-
     if status == -signal.SIGKILL if sys.platform != "win32" else status == 137:
         return OutOfMemoryError(
             "The system ended the job twice at the same step, most likely because memory ran out.",

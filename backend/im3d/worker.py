@@ -3,22 +3,22 @@
     python -m im3d.worker [--blender FILE]
 
 It understands `resume` (run or continue the job in a folder) and `cancel`. What it loads stays in memory for the next
-job; the server ends it to free that memory. When its stdin ends, the server is gone, and so is it.
+job; the server ends it to free that memory. When its stdin ends, the server is gone, and so is it, with all that it
+started.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import queue
 import sys
 import threading
 from pathlib import Path
 
-from im3d.errors import Im3dError
 from im3d.machine import give_back_memory, keep_one_heap
 from im3d.model_cache import MODELS
 from im3d.pipes import Outgoing, incoming, read_messages
+from im3d.processes import kill_own_family
 from im3d.protocol import Message, message
 
 # A job stops at its next step of progress; nobody waits for it longer than this.
@@ -31,41 +31,51 @@ class Worker:
     def __init__(self, send: Outgoing, blender: str | None) -> None:
         self._send = send
         self._blender = blender
-        self._jobs: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._cancel = threading.Event()
-        self._running = ""
+        # Each job has its own event from the message that asks for it on: a cancel that comes before the job begins
+        # is kept for it, and one that comes when it has ended never meets the next.
+        self._jobs: queue.SimpleQueue[tuple[Message, threading.Event] | None] = queue.SimpleQueue()
+        self._cancels: dict[str, threading.Event] = {}
+        self._lock = threading.Lock()
+        self._ended = False
 
     def run(self) -> None:
         """Works until stdin ends."""
         read_messages(incoming(), self._take, lambda reason: print(reason, file=sys.stderr), self._end)
-        while (asked := self._jobs.get()) is not None:
-            self._cancel.clear()
-            self._running = asked["id"]
-            self._work(asked["id"], Path(asked["job"]))
-            self._running = ""
+        while (item := self._jobs.get()) is not None and not self._ended:
+            asked, cancel = item
+            self._work(asked["id"], Path(asked["job"]), cancel)
+            with self._lock:
+                if self._cancels.get(asked["id"]) is cancel:
+                    del self._cancels[asked["id"]]
 
     def _take(self, asked: Message) -> None:
-        if asked["type"] == "resume":
-            self._jobs.put(asked)
-        elif asked["type"] == "cancel" and asked["id"] == self._running:
-            self._cancel.set()
+        with self._lock:
+            if asked["type"] == "resume":
+                cancel = self._cancels[asked["id"]] = threading.Event()
+                self._jobs.put((asked, cancel))
+            elif asked["type"] == "cancel" and asked["id"] in self._cancels:
+                self._cancels[asked["id"]].set()
 
     def _end(self) -> None:
-        self._cancel.set()
+        with self._lock:
+            self._ended = True
+            for cancel in self._cancels.values():
+                cancel.set()
         self._jobs.put(None)
-        timer = threading.Timer(LAST_SECONDS, os._exit, args=(1,))
+        timer = threading.Timer(LAST_SECONDS, kill_own_family)
         timer.daemon = True
         timer.start()
 
-    def _work(self, job_id: str, folder: Path) -> None:
+    def _work(self, job_id: str, folder: Path, cancel: threading.Event) -> None:
         from im3d.jobs import Job
         from im3d.pipeline import run_pipeline
+        from im3d.runner import explain
 
         try:
-            run_pipeline(Job.open(folder), self._send, self._cancel, blender=self._blender)
-        except Im3dError as error:
+            run_pipeline(Job.open(folder), self._send, cancel, blender=self._blender)
+        except Exception as error:
             log = str(folder / "log.txt")
-            self._send(message("error", job_id, **error.to_json(), log=log))
+            self._send(message("error", job_id, **explain(error, log).to_json(), log=log))
         else:
             self._send(message("result", job_id, path=str(folder / "result.json")))
         finally:

@@ -206,9 +206,10 @@ class Backend:
         if sys.platform == "win32":
             if process.poll() is None:
                 tree = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
-                subprocess.run(
-                    tree, capture_output=True, check=False, timeout=10, creationflags=subprocess.CREATE_NO_WINDOW
-                )
+                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                    subprocess.run(
+                        tree, capture_output=True, check=False, timeout=10, creationflags=subprocess.CREATE_NO_WINDOW
+                    )
         else:
             # Also after its end: children of the same group may live on.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -263,7 +264,10 @@ class _Pipes:
                     if foreign is not None:
                         self.incoming.put(foreign)
                         return
-                    self._log.write(f"not a message: {error}\n".encode())
+                    self._log.write(f"not a message: {error}\n".encode("utf-8", "backslashreplace"))
+                # What is left of a line that is too long is not the next one.
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(protocol.MAX_LINE)
 
     def _write(self, stream: IO[bytes]) -> None:
         try:
@@ -284,7 +288,7 @@ def _foreign_version(line: bytes) -> Failure | None:
     """The failure, if the line is a message of another protocol version."""
     try:
         version = json.loads(line)["v"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     if not isinstance(version, int) or version == protocol.VERSION:
         return None

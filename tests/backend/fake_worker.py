@@ -1,16 +1,19 @@
 """A worker for the tests of the server. The prompt of a job says what it does: ok, die (at its second step), die once,
-hang, deaf (does not hear cancel), noise, files (a job with results)."""
+hang, deaf (does not hear cancel), family (deaf, with a bound child and a child of any kind), noise, files (a job with
+results)."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 from im3d.jobs import Job
 from im3d.pipes import Outgoing, read_messages
+from im3d.processes import bound, kill_own_family
 from im3d.protocol import Message, message
 
 send = Outgoing()
@@ -41,7 +44,13 @@ def work(item: Message) -> None:
     if plan == "noise":
         print("stray output", flush=True)
         os.write(1, b"from a library\n")
-    if plan in ("hang", "deaf"):
+    if plan == "family":
+        sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+        children = [subprocess.Popen(bound(sleep)), subprocess.Popen(sleep)]
+        (job.folder / "children.part").write_text(" ".join(str(child.pid) for child in children))
+        os.replace(job.folder / "children.part", job.folder / f"children_{os.getpid()}")
+        send(message("progress", job_id, stage="fit", step=2, steps=2, eta_s=1.0))
+    if plan in ("hang", "deaf", "family"):
         while not (plan == "hang" and cancelled.wait(60)):
             pass
         send(message("error", job_id, code="cancelled", message="Cancelled.", hint="", remedy="", log=""))
@@ -56,7 +65,7 @@ def work(item: Message) -> None:
     send(message("result", job_id, path=str(job.folder / "result.json")))
 
 
-read_messages(sys.stdin.buffer, take, print, lambda: os._exit(0))
+read_messages(sys.stdin.buffer, take, print, kill_own_family)
 while True:
     with wake:
         wake.wait_for(lambda: asked)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from im3d import protocol
+from im3d.pipes import read_messages
 
 
 def test_every_message_survives_a_line() -> None:
@@ -30,8 +34,10 @@ def test_every_message_survives_a_line() -> None:
         (b'{"v": 1, "id": "", "type": "selfdestruct"}', "unknown message type"),
         (b'{"v": 1, "id": "", "type": ["ping"]}', "unknown message type"),
         (b'{"v": 1, "id": 3, "type": "ping"}', "without an id"),
-        (b'{"v": 1, "id": "a", "type": "error", "code": "x"}', "without message, hint, log"),
+        (b'{"v": 1, "id": "a", "type": "error", "code": "x"}', "without message, hint, remedy, log"),
         (b"\xff\xfe{}", "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b'{"v": ' + b"1" * 5000 + b"}", "not JSON"),
         (b" " * (protocol.MAX_LINE + 1), "a line of"),
     ],
 )
@@ -58,3 +64,40 @@ def test_the_module_needs_the_standard_library_only() -> None:
     )
     out = subprocess.run([sys.executable, "-I", "-S", "-c", code, protocol.__file__], capture_output=True, check=True)
     assert json.loads(out.stdout) == protocol.VERSION
+
+
+def test_a_file_name_that_is_not_text_survives() -> None:
+    name = os.fsdecode(b"/jobs/caf\xe9.png")
+    sent = protocol.message("preview", "a", stage="fit", path=name)
+    assert protocol.decode(protocol.encode(sent))["path"] == name
+
+
+def test_reading_goes_on_after_any_line_and_its_end_is_told() -> None:
+    ping = protocol.encode(protocol.message("ping", "a"))
+    long = b"x" * (protocol.MAX_LINE + 1) + ping  # what follows within a line is not a message
+    taken: list[str] = []
+    refused: list[str] = []
+    ended = threading.Event()
+
+    def take(item: protocol.Message) -> None:
+        if item["id"] == "defect":
+            raise KeyError("job")
+        taken.append(item["id"])
+
+    defect = protocol.encode(protocol.message("ping", "defect"))
+    lines = io.BytesIO(b"[" * 200_000 + b"\n" + long + defect + ping + ping.rstrip())
+    read_messages(lines, take, refused.append, ended.set).join(30)
+    assert taken == ["a", "a"]
+    assert len(refused) == 3
+    assert refused[2] == "KeyError: 'job'"
+    assert ended.is_set()
+
+
+def test_the_end_is_told_although_nobody_takes_refusals() -> None:
+    ended = threading.Event()
+
+    def refuse(_: str) -> None:
+        raise OSError("stderr is gone")
+
+    read_messages(io.BytesIO(b"a\nb\n"), lambda _: None, refuse, ended.set).join(30)
+    assert ended.is_set()

@@ -20,6 +20,7 @@ from analytic import orbit_views
 
 from im3d import protocol
 from im3d.images import write_views
+from im3d.jobs import Job
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 WAIT_S = 30.0
@@ -161,6 +162,55 @@ def test_a_worker_that_does_not_hear_is_ended(tmp_path: Path) -> None:
     assert server.running is None
 
 
+class Inside:
+    """A server without its reading threads: what it hears is handled when a test says so."""
+
+    def __init__(self, folder: Path, plan: str) -> None:
+        from im3d.server import Server
+
+        self.said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.server = Server(self.said.put, self.heard, [sys.executable, str(FAKE)], 0.0)
+        self.job = folder / "a"
+        self.server._command(protocol.message("submit", "a", request={"prompt": plan}, job=str(self.job)))
+
+    def worker_says(self) -> Any:
+        source, _, item = self.heard.get(timeout=WAIT_S)
+        assert source == "worker"
+        return item
+
+
+def test_a_cancel_that_meets_a_dying_worker_is_not_lost(tmp_path: Path) -> None:
+    inside = Inside(tmp_path, "die once")
+    assert inside.worker_says()["type"] == "progress"
+    died = inside.worker_says()
+    assert died is None
+    inside.server._command(protocol.message("cancel", "a"))  # before the server knows of the death
+    inside.server._from_worker(died)
+    assert inside.said.get(timeout=1)["code"] == "cancelled"
+    assert (inside.server.running, inside.server.worker) == (None, None)
+
+
+@pytest.mark.parametrize("end", ["deadline", "death"])
+def test_a_job_that_was_done_before_it_could_be_stopped_is_done(end: str, tmp_path: Path) -> None:
+    inside = Inside(tmp_path, "deaf")
+    assert inside.worker_says()["type"] == "progress"
+    job = Job.open(inside.job)
+    job.state.status = "done"
+    job.save()
+    inside.server._command(protocol.message("cancel", "a"))
+    task = inside.server.running
+    assert task is not None
+    if end == "deadline":
+        task.stop_by = time.monotonic() - 1
+        inside.server._check_clock()
+    else:
+        inside.server._from_worker(None)
+    said = inside.said.get(timeout=1)
+    assert (said["type"], said["path"]) == ("result", str(inside.job / "result.json"))
+    assert json.loads((inside.job / "state.json").read_text())["status"] == "done"
+
+
 def test_bad_requests_are_refused_and_leave_no_folder(serve: Callable[..., Client], tmp_path: Path) -> None:
     client = serve()
     for request, words in (
@@ -181,9 +231,31 @@ def test_bad_requests_are_refused_and_leave_no_folder(serve: Callable[..., Clien
     assert "absolute" in client.expect("error", "bad")["message"]
     client.send("resume", "none", job=str(tmp_path / "none"))
     assert "holds no job" in client.expect("error", "none")["message"]
-    for line in (b"garbage\n", b'{"v": 2, "id": "", "type": "ping"}\n', b"x" * 2_000_000 + b"\n"):
+    for line in (
+        b"garbage\n",
+        b'{"v": 2, "id": "", "type": "ping"}\n',
+        b"x" * 2_000_000 + b"\n",
+        b"[" * 200_000 + b"\n",
+    ):
         client.raw(line)
         assert client.expect("error")["code"] == "bad_input"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300, "file/below"])
+def test_paths_that_no_file_can_have_are_refused_and_the_server_goes_on(
+    name: str, serve: Callable[..., Client], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    client = serve()
+    for send in (
+        lambda: client.send("submit", "a", request={"prompt": "x"}, job=f"{tmp_path}/{name}"),
+        lambda: client.send("resume", "a", job=f"{tmp_path}/{name}"),
+        lambda: client.send("submit", "a", request={"image": f"{tmp_path}/{name}"}, job=str(tmp_path / "job")),
+    ):
+        send()
+        assert client.expect("error", "a")["code"] == "bad_input"
+        client.send("ping", "p")
+        client.expect("pong", "p")
 
 
 def test_stray_output_never_reaches_the_messages(serve: Callable[..., Client], tmp_path: Path) -> None:
@@ -225,6 +297,88 @@ def test_nothing_outlives_a_killed_server(serve: Callable[..., Client], tmp_path
     client.process.wait()
     _, alive = psutil.wait_procs(family, timeout=WAIT_S)
     assert alive == []
+
+
+def family(job: Path) -> list[psutil.Process]:
+    """The children of a worker: a bound one, and one that is not."""
+    (file,) = job.glob("children_*")
+    return [psutil.Process(int(pid)) for pid in file.read_text().split()]
+
+
+def working(client: Client, folder: Path) -> tuple[psutil.Process, list[psutil.Process]]:
+    """A worker that has two children, and these."""
+    submit(client, folder, "family")
+    client.expect("progress", folder.name)
+    while client.expect("progress", folder.name)["step"] != 2:
+        pass
+    children = family(folder)
+    (worker,) = [p for p in client.workers() if str(FAKE) in p.cmdline()]
+    return worker, children
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all of them end; as zombies of a process that does not wait for them they count as ended."""
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_nothing_outlives_a_killed_worker(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    worker, children = working(client, tmp_path / "a")
+    worker.kill()
+    assert gone([worker, *children])
+    client.send("cancel", "a")
+    client.send("ping", "p")
+    client.expect("pong", "p")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the server ends the family, and it is killed here")
+def test_nothing_outlives_a_server_and_a_worker_that_are_killed_at_once(
+    serve: Callable[..., Client], tmp_path: Path
+) -> None:
+    client = serve()
+    worker, (bound, other) = working(client, tmp_path / "a")
+    try:
+        client.process.send_signal(signal.SIGSTOP)
+        worker.kill()
+        client.process.kill()
+        client.process.wait()
+        assert gone([worker, bound])
+    finally:
+        other.kill()
+
+
+def test_nothing_outlives_the_end_of_stdin(serve: Callable[..., Client], tmp_path: Path) -> None:
+    client = serve()
+    worker, children = working(client, tmp_path / "a")
+    assert client.process.stdin is not None
+    client.process.stdin.close()
+    assert gone([worker, *children])
+    assert client.process.wait(timeout=WAIT_S) == 0
+
+
+def test_nothing_outlives_a_killed_blender(tmp_path: Path) -> None:
+    """Blender here is a process that has started a server, and only that."""
+    serve = f"from im3d.server import serve; serve({[sys.executable, str(FAKE)]!r})"
+    submit = protocol.message("submit", "a", request={"prompt": "family"}, job=str(tmp_path / "a"))
+    code = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {serve!r}], stdin=-1, stdout=-1, start_new_session=True)\n"
+        f"p.stdin.write({protocol.encode(submit)!r}); p.stdin.flush()\n"
+        "for line in p.stdout:\n"
+        "    if b'\"step\":2' in line: print('ready', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as blender:
+        assert blender.stdout is not None
+        assert blender.stdout.readline() == b"ready\n"
+        everything = [*psutil.Process(blender.pid).children(recursive=True), *family(tmp_path / "a")]
+        assert len({p.pid for p in everything}) == 4  # server, worker and its two children
+        blender.kill()
+        assert gone(everything)
 
 
 @pytest.mark.slow

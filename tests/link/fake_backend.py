@@ -29,7 +29,8 @@ def misbehave(fault: str, job_id: str = "") -> None:
     elif fault == "hang":
         time.sleep(3600)
     elif fault == "garbage":
-        sys.stdout.buffer.write(b"\xff\xfe not json\nloading shards: 100%|\n[]\n{}\n" + b"x" * 3_000_000 + b"\n")
+        sys.stdout.buffer.write(b"\xff\xfe not json\nloading shards: 100%|\n[]\n{}\n" + b"[" * 200_000 + b"\n")
+        sys.stdout.buffer.write(b"x" * 3_000_000 + b'{"v": 2, "id": "", "type": "ping"}\n')
         sys.stdout.buffer.flush()
     elif fault == "half":
         sys.stdout.write('{"v": 1, "id": "", "type": "prog')
@@ -42,7 +43,15 @@ def misbehave(fault: str, job_id: str = "") -> None:
         for _ in range(100):
             sys.stderr.write("x" * (1 << 20))
     elif fault == "error":
-        say("error", job_id, code="model_missing", message="No model.", hint="Get it.", remedy="download sv3d_p", log="l")
+        say(
+            "error",
+            job_id,
+            code="model_missing",
+            message="No model.",
+            hint="Get it.",
+            remedy="download sv3d_p",
+            log="l",
+        )
 
 
 def work(job_id: str, folder: Path, place: str, fault: str) -> None:

@@ -224,7 +224,10 @@ def test_errors_of_a_job_are_its_own(scene: Callable[..., Scene]) -> None:
     s = scene("load:error")
     job = s.queue.submit(REQUEST)
     s.until(s.ended(job))
-    assert (job.state, job.failure) == ("failed", Failure("model_missing", "No model.", "Get it.", "l"))
+    assert (job.state, job.failure) == (
+        "failed",
+        Failure("model_missing", "No model.", "Get it.", "l", "download sv3d_p"),
+    )
     other = s.queue.retry(job.id, seed=5)
     assert (other.request, other.id != job.id) == ({**REQUEST, "seed": 5}, True)
     s.queue.remove(job.id)

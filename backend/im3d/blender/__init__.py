@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from im3d.errors import DiskError, Im3dError, InputError, OutOfMemoryError
+from im3d.processes import bound
 from im3d.storage import make_folder, replacing
 
 SCRIPTS = Path(__file__).parent
@@ -134,7 +135,7 @@ def _run_script(blender: Blender, script: str, task: dict[str, Any], output: Pat
         command = [*blender.command, str(SCRIPTS / script), *blender.separator, str(task_file)]
         try:
             done = subprocess.run(
-                command,
+                bound(command),
                 env=_environment(work),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from im3d.mesh.surface import TriangleMesh
+from im3d.processes import bound
 
 FloatArray = NDArray[np.float32]
 # 20 000 faces take 1.2 s; a minute means that it hangs.
@@ -56,7 +57,7 @@ def _xatlas(mesh: TriangleMesh, texture_size: int) -> tuple[NDArray[np.int32], N
         np.savez(source, vertices=mesh.vertices, faces=mesh.faces)
         command = [sys.executable, str(WORKER), str(source), str(result), str(texture_size), str(PADDING_PX)]
         try:
-            subprocess.run(command, check=True, timeout=TIME_LIMIT_S, capture_output=True)
+            subprocess.run(bound(command), check=True, timeout=TIME_LIMIT_S, capture_output=True)
             with np.load(result) as atlas:
                 return atlas["source"], atlas["faces"], atlas["uv"]
         except (subprocess.SubprocessError, OSError):
