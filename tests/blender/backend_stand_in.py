@@ -26,7 +26,7 @@ def work(job_id: str, folder: Path, request: dict[str, Any]) -> None:
     say("progress", job_id, stage="fit", step=1, steps=2, eta_s=1.0)
     if request["name"] == "fail":
         say("error", job_id, code="model_missing", message="sv3d_p is not installed.",
-            hint="Run im3d models download sv3d_p (9.4 GB).", remedy="download sv3d_p", log=str(folder / "log.txt"))  # fmt: skip
+            hint="Download it first (9.4 GB).", remedy="download sv3d_p", log=str(folder / "log.txt"))  # fmt: skip
         return
     if request["name"] == "wait":
         return
