@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -13,10 +14,18 @@ def home_folder() -> Path:
     if chosen:
         return Path(chosen)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "im3d"
+        return Path(os.environ.get("LOCALAPPDATA", _user_home() / "AppData" / "Local")) / "im3d"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "im3d"
-    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "im3d"
+        return _user_home() / "Library" / "Application Support" / "im3d"
+    return Path(os.environ.get("XDG_DATA_HOME", _user_home() / ".local" / "share")) / "im3d"
+
+
+def _user_home() -> Path:
+    """The user's home; where the system knows none, as for the nameless users of containers, the temporary folder."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
 
 
 def models_folder() -> Path:

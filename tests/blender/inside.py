@@ -48,9 +48,9 @@ def names() -> list[str]:
 
 
 def whole_life(extension: str, job: str) -> dict[str, Any]:
-    before = registered()
+    before, variables = registered(), dict(os.environ)
     install(extension)
-    installed = registered()
+    installed, changed = registered(), {k for k, v in os.environ.items() if variables.get(k) != v}
     empty_scene()
     bpy.ops.ed.undo_push(message="before")
     imported = sorted(bpy.ops.im3d.import_job(filepath=job))
@@ -60,7 +60,7 @@ def whole_life(extension: str, job: str) -> dict[str, Any]:
     uninstall()
     return {
         "before": before, "installed": installed, "imported": imported, "objects": objects, "undone": undone,
-        "redone": redone, "after_uninstall": registered(),
+        "redone": redone, "after_uninstall": registered(), "variables": sorted(changed),
     }  # fmt: skip
 
 

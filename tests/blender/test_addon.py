@@ -57,6 +57,7 @@ class TestInstalled:
         got = inside("whole_life", tmp_path, extension, job)
         assert got["before"] == got["after_uninstall"] == {"operator": False, "panel": False, "scene": False}
         assert got["installed"] == {"operator": True, "panel": True, "scene": True}
+        assert got["variables"] == []  # threads and memory of Blender's own process are left alone
         assert got["imported"] == ["FINISHED"]
         assert got["objects"] == ["Kiste grün"]
         assert got["undone"] == []

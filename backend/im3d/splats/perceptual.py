@@ -7,8 +7,7 @@ the same way with equal weights for all channels. Which of the two was used stan
 
 from __future__ import annotations
 
-import importlib.resources
-import os
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +217,9 @@ class Vgg16(nn.Module):
 
 def lpips_weights() -> list[Tensor]:
     """LPIPS's calibrated channel weights for VGG16, from the `lpips` package: five tensors (C,)."""
-    source = importlib.resources.files("lpips") / os.path.join("weights", "v0.1", "vgg.pth")
-    with importlib.resources.as_file(source) as path:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    package = importlib.util.find_spec("lpips")  # not imported: it would want torchvision
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
+    state = torch.load(path, map_location="cpu", weights_only=True)
     return [state[f"lin{i}.model.1.weight"].flatten() for i in range(5)]
