@@ -110,7 +110,8 @@ def make_queue(context: bpy.types.Context) -> JobQueue:
     host = preferences.remote_host.strip()
     command = remote_command(host) if host else backend_command(home, bpy.app.binary_path)
     backend = Backend(command, home / "logs" / "backend.log", child_environment(home))
-    return JobQueue(backend, jobs_folder(context), home / "stage_times.json", time.monotonic, remote=bool(host))
+    files = remote_command(host, "--files") if host else None
+    return JobQueue(backend, jobs_folder(context), home / "stage_times.json", time.monotonic, files)
 
 
 def restart() -> None:

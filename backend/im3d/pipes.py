@@ -13,16 +13,22 @@ from im3d import protocol
 from im3d.protocol import Message
 
 
-class Outgoing:
-    """The real stdout, for messages alone: whatever else this process prints goes to stderr from now on.
+def own_stdout() -> IO[bytes]:
+    """The real stdout: whatever else this process prints goes to stderr from now on.
 
-    Call before anything is imported that may print. Messages may be sent from any thread.
+    Call before anything is imported that may print.
     """
+    sys.stdout.flush()
+    file = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return file
+
+
+class Outgoing:
+    """The real stdout (see `own_stdout`), for messages alone. They may be sent from any thread."""
 
     def __init__(self) -> None:
-        sys.stdout.flush()
-        self._file: IO[bytes] = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._file = own_stdout()
         self._lock = threading.Lock()
 
     def __call__(self, message: Message) -> None:

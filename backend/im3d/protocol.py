@@ -1,6 +1,6 @@
 """The messages between Blender and the backend: one JSON object a line, over the backend's stdin and stdout.
 
-Standard library only: this is the one module that both sides import.
+Standard library only: both sides import it.
 
 Every message carries `v` (protocol version), `id` (the job or request it belongs to, "" for none) and `type`.
 
@@ -12,20 +12,18 @@ To the backend
     free_memory {}              drop the models that are kept for the next job
     ping {}                     answered by pong, also while a job runs
     shutdown {}                 end after the running stage is stopped
-    put {path, data, last}      to a remote backend: a piece of a file, base64; the file is there after the last piece
-    get {path}                  from a remote backend: answered by `file` messages
 
 From the backend
     hello {product, version, device}        once, when it is ready
     progress {stage, step, steps, eta_s}    eta_s: seconds left in the stage, null while unknown
-    preview {stage, path}                   a picture of the state, overwritten by the next one
+    preview {stage, path}                   a picture of the state, overwritten by the next one; from a remote backend
+                                            also `data`, the PNG in base64, "" when it is large
     result {path}                           the finished job's result.json
     error {code, message, hint, remedy, log} the job `id` ended; codes and remedies are those of `im3d.errors`
     pong {}
-    file {path, data, last}     a piece of a file that was asked for, base64; data is null when there is no such file
 
-Large data travels as files: on one machine as paths, to and from another one in pieces, with paths relative to the
-session's folder there. End of file on either side ends the other.
+Large data travels as files: on one machine as paths, to and from another one by `file_stream`, with paths relative to
+the folder of all clients there. End of file on either side ends the other.
 """
 
 from __future__ import annotations
@@ -45,8 +43,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "free_memory": (),
     "ping": (),
     "shutdown": (),
-    "put": ("path", "data", "last"),
-    "get": ("path",),
 }
 EVENTS: dict[str, tuple[str, ...]] = {
     "hello": ("product", "version", "device"),
@@ -55,7 +51,6 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "result": ("path",),
     "error": ("code", "message", "hint", "remedy", "log"),
     "pong": (),
-    "file": ("path", "data", "last"),
 }
 
 Message = dict[str, Any]

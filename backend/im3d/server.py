@@ -145,8 +145,6 @@ class Server:
                 self.send(message("pong", job_id))
             elif kind in ("submit", "resume"):
                 self._accept(asked)
-            elif kind in ("put", "get"):
-                self._transfer(asked)
             elif kind == "cancel":
                 self._cancel(job_id)
             elif kind == "free_memory" and self.running is None:
@@ -158,17 +156,6 @@ class Server:
         except Exception as defect:
             self._error(job_id, Im3dError(f"im3d failed: {type(defect).__name__}: {defect}.", "Please report it."))
         self._begin()
-
-    def _transfer(self, asked: Message) -> None:
-        """A piece of a file in, or a file out."""
-        if self.files is None:
-            self._error(asked["id"], InputError("Files are sent to a remote backend alone.", "Use paths instead."))
-            return
-        if asked["type"] == "put":
-            self.files.store(str(asked["path"]), str(asked["data"]), bool(asked["last"]))
-        else:
-            for piece in self.files.pieces(str(asked["path"])):
-                self.send(piece)
 
     def _accept(self, asked: Message) -> None:
         if self.files is not None:

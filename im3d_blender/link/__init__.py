@@ -4,14 +4,14 @@
     backend       one backend process: started on demand, heard without blocking, ended without a trace
     queue         the jobs that were asked for, in order, over all accidents of the backend
     stage_times   how long stages took on this device, for the time left
-    transfer      files to and from a backend on another machine
+    transfer      files to and from a backend on another machine, over an ssh of their own
 
 Everything is called from one thread and returns within milliseconds; reading and writing pipes happens in daemon
-threads of `backend`.
+threads of `backend` and `transfer`.
 """
 
 from __future__ import annotations
 
-from ...backend.im3d import protocol
+from ...backend.im3d import file_stream, protocol
 
-__all__ = ["protocol"]
+__all__ = ["file_stream", "protocol"]

@@ -83,6 +83,7 @@ class Backend:
         state: "stopped", "starting", "ready" or "failed".
         hello: Its hello, while it is ready.
         failure: Why the state is "failed".
+        environment: As given.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Backend:
         self.state: State = "stopped"
         self.hello: dict[str, Any] | None = None
         self.failure: Failure | None = None
-        self._environment = None if environment is None else dict(environment)
+        self.environment = None if environment is None else dict(environment)
         self._deadlines = deadlines or Deadlines()
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
@@ -119,7 +120,7 @@ class Backend:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=self._environment,
+                env=self.environment,
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
                 # A group of its own: Ctrl-C in Blender's terminal is not meant for it, and it can be killed whole.
                 start_new_session=sys.platform != "win32",

@@ -69,12 +69,15 @@ def child_environment(home: Path) -> dict[str, str]:
     return environment
 
 
-def remote_command(host: str, python: str = "im3d") -> list[str]:
+def remote_command(host: str, serve: str = "--remote") -> list[str]:
     """The command that starts the backend on another machine through the user's own ssh.
 
     Args:
-        host: As ssh knows it, e.g. "me@workstation"; may carry options of ssh before it.
-        python: How im3d is started there.
+        host: As ssh knows it, e.g. "me@workstation"; may carry options of ssh, before or after it.
+        serve: "--remote" serves jobs, "--files" moves files once.
     """
-    *options, name = shlex.split(host)
-    return ["ssh", *SSH_OPTIONS, *options, "--", name, f"{python} serve --remote"]
+    try:
+        words = shlex.split(host.replace("\\", "/") if os.name == "nt" else host)
+    except ValueError:  # a quote that is not closed: ssh says that there is no such host
+        words = [host]
+    return ["ssh", *SSH_OPTIONS, *words, "--", f"im3d serve {serve}"]

@@ -18,8 +18,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from . import protocol
 from .backend import Backend, Failure
 from .session_lock import SessionLock, is_alive
 from .stage_times import StageTimes, kind
-from .transfer import Download, Upload, store_piece
+from .transfer import NEEDED, Transfer, outgoing, results, store_preview
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 # A job that reports nothing for so long has hung; loading a large model from a slow disk is the longest silence known.
@@ -85,7 +85,8 @@ class JobQueue:
         folder: The jobs folder; one folder a job is made in it.
         history: File of the learnt stage times.
         clock: Seconds, monotonic.
-        remote: Whether the backend runs on another machine, so that files travel over the pipe.
+        files_command: Moves files to and from the other machine that the backend runs on (see `transfer`); None: it
+            runs on this one.
 
     Attributes:
         jobs: In the order in which they were asked for.
@@ -97,7 +98,7 @@ class JobQueue:
         folder: Path,
         history: Path,
         clock: Callable[[], float] = time.monotonic,
-        remote: bool = False,
+        files_command: Sequence[str] | None = None,
     ) -> None:
         self.backend = backend
         self.jobs: list[QueuedJob] = []
@@ -108,9 +109,11 @@ class JobQueue:
         self._heard = 0.0
         self._cancel_asked: float | None = None
         self._changed: list[QueuedJob] = []
-        self._remote = remote
-        self._upload: Upload | None = None
-        self._download: Download | None = None
+        self._files_command = files_command
+        # A remote job's files on their way: before it is submitted, and after its end.
+        self._transfer: Transfer | None = None
+        self._submission: dict[str, Any] = {}
+        self._far_failure: Failure | None = None
 
     # ---------------------------------------------------------------- what the user asks
 
@@ -160,6 +163,8 @@ class JobQueue:
         job = self._find(id)
         if job.state == "waiting":
             self._end(job, "cancelled")
+        elif job.state == "running" and self._transfer is not None:
+            self._end(job, "cancelled")  # the other machine has not begun it, or is done with it
         elif job.state == "running" and self._cancel_asked is None:
             self._cancel_asked = self._clock()
             self.backend.send(protocol.message("cancel", id))
@@ -195,6 +200,7 @@ class JobQueue:
 
     def close(self) -> None:
         """Ends the backend; unfinished jobs stay in their folders and in `unfinished` of the next session."""
+        self._drop_transfer()
         self.backend.stop(grace_s=2.0)
         if self._lock is not None:
             self._lock.release()
@@ -210,7 +216,7 @@ class JobQueue:
             self._backend_failed(self.backend.failure)
         self._enforce_deadlines()
         self._advance()
-        self._send_pieces()
+        self._move_files()
         changed, self._changed = self._changed, []
         return list({job.id: job for job in changed}.values())
 
@@ -227,83 +233,88 @@ class JobQueue:
         waiting.attempts += 1
         self._heard, self._cancel_asked = self._clock(), None
         self._write(waiting)
-        self._upload = self._download = None
-        if self._remote:
-            self._begin_upload(waiting)
+        self._far_failure = None
+        if self._files_command is not None:
+            self._send_files(waiting)
         elif (waiting.folder / "request.json").exists():
             self.backend.send(protocol.message("resume", waiting.id, job=str(waiting.folder)))
         else:
             self.backend.send(protocol.message("submit", waiting.id, request=waiting.request, job=str(waiting.folder)))
         self._changed.append(waiting)
 
-    def _begin_upload(self, job: QueuedJob) -> None:
+    def _send_files(self, job: QueuedJob) -> None:
         try:
-            self._upload = Upload(job.id, job.request)
-        except OSError as error:
-            self._end(job, "failed", Failure("bad_input", f"{error.filename} cannot be read.", "Check the path."))
-
-    def _send_pieces(self) -> None:
-        """A piece a tick, so that a large file does not hold up Blender; after the last one the job begins."""
-        job = self._running()
-        if self._upload is None or job is None or self.backend.state != "ready":
-            return
-        try:
-            piece = self._upload.next_message()
+            self._submission, files = outgoing(job.id, job.request)
         except OSError as error:
             self._end(job, "failed", Failure("bad_input", f"{error.filename} cannot be read.", "Check the path."))
             return
-        self._heard = self._clock()
-        if piece is not None:
-            self.backend.send(piece)
-            return
-        # The other side knows the job if it was sent before, and goes on with it.
-        self.backend.send(protocol.message("submit", job.id, request=self._upload.request, job=job.id))
-        self._upload = None
+        self._begin_transfer("put", files)
 
-    def _take_file(self, job: QueuedJob, message: dict[str, Any]) -> None:
-        try:
-            if self._download is None:
-                if store_piece(job.folder, "preview.png", str(message["data"] or ""), bool(message["last"])):
-                    job.preview = job.folder / "preview.png"
-            elif self._download.take(message):
-                missing, self._download = self._download.missing, None
-                if missing:
-                    self._end(job, "failed", Failure("remote", f"{missing[0]} did not come back.", "Try again."))
-                else:
-                    preview = job.folder / "preview.png"
-                    job.preview = preview if preview.exists() else job.preview
-                    self._done(job, job.folder / "result.json")
-        except (OSError, ValueError) as error:
-            self._download = None
-            self._end(job, "failed", Failure("disk", f"The result cannot be stored: {error}.", "Free some space."))
+    def _begin_transfer(self, kind: Literal["put", "get"], files: list[tuple[Path, str]]) -> None:
+        assert self._files_command is not None
+        self._transfer = Transfer(self._files_command, kind, files, self.backend.environment, self._clock)
+
+    def _move_files(self) -> None:
+        """Looks after the files on their way; when the last one is there, the job begins, or has come home."""
+        job, transfer = self._running(), self._transfer
+        if job is None or transfer is None:
+            return
+        self._heard = self._clock()  # a transfer has its own deadline
+        if transfer.poll() == "running":
+            return
+        self._transfer = None
+        self._changed.append(job)
+        if transfer.kind == "put" and transfer.failure is None:
+            # The other side knows the job if it was sent before, and goes on with it.
+            self.backend.send(protocol.message("submit", job.id, request=self._submission, job=job.id))
+        elif self._far_failure is not None:
+            log = job.folder / "log.txt"
+            self._end(job, "failed", replace(self._far_failure, log=str(log) if log.exists() else ""))
+        elif transfer.failure is not None:
+            self._end(job, "failed", transfer.failure)
+        else:
+            self._come_home(job, transfer.missing)
+
+    def _come_home(self, job: QueuedJob, missing: list[str]) -> None:
+        lost = [name for name in NEEDED if f"{job.id}/{name}" in missing]
+        if lost:
+            self._end(job, "failed", Failure("remote", f"{lost[0]} did not come back.", "Try again."))
+            return
+        preview = job.folder / "preview.png"
+        job.preview = preview if preview.exists() else job.preview
+        self._done(job, job.folder / "result.json")
+
+    def _drop_transfer(self) -> None:
+        if self._transfer is not None:
+            self._transfer.cancel()
+            self._transfer = None
 
     def _take(self, message: dict[str, Any]) -> None:
         job = self._running()
-        if job is not None and message["type"] == "file":
-            self._heard = self._clock()
-            self._take_file(job, message)
-            self._changed.append(job)
-            return
         if job is None or message["id"] != job.id:
             return  # the end of a job that was given up
         self._heard = self._clock()
         if message["type"] == "progress":
             self._progress(job, message)
         elif message["type"] == "preview":
-            if self._remote:
-                self.backend.send(protocol.message("get", path=str(message["path"])))
+            if self._files_command is not None:
+                job.preview = store_preview(job.folder, message.get("data")) or job.preview
             else:
                 job.preview = Path(str(message["path"]))
         elif message["type"] == "result":
-            if self._remote:
-                self._download = Download(job.id, job.folder)
-                for asked in self._download.requests():
-                    self.backend.send(asked)
+            if self._files_command is not None:
+                self._begin_transfer("get", results(job.id, job.folder))
             else:
                 self._done(job, Path(str(message["path"])))
         elif message["type"] == "error":
             failure = Failure(*(str(message[k]) for k in ("code", "message", "hint", "log", "remedy")))
-            self._end(job, "cancelled" if failure.code == "cancelled" else "failed", failure)
+            if failure.code == "cancelled":
+                self._end(job, "cancelled")
+            elif failure.log and self._files_command is not None:
+                self._far_failure = failure  # with its log, which lies there
+                self._begin_transfer("get", [(job.folder / "log.txt", f"{job.id}/log.txt")])
+            else:
+                self._end(job, "failed", failure)
         self._changed.append(job)
 
     def _progress(self, job: QueuedJob, message: dict[str, Any]) -> None:
@@ -329,6 +340,9 @@ class JobQueue:
     def _backend_failed(self, failure: Failure) -> None:
         """A job that was running is tried once more; one that could not even be begun fails with the reason."""
         self.backend.stop(grace_s=0.0)
+        if self._transfer is not None and self._transfer.kind == "get":
+            return  # the job is over there, and its files come by themselves
+        self._drop_transfer()
         job = self._running()
         if job is not None and self._cancel_asked is not None:
             self._end(job, "cancelled")
@@ -370,6 +384,8 @@ class JobQueue:
         return kind(str((self.backend.hello or {}).get("device", "")), job.request)
 
     def _end(self, job: QueuedJob, state: JobState, failure: Failure | None = None) -> None:
+        if job.state == "running":
+            self._drop_transfer()
         job.state, job.failure = state, failure if state == "failed" else None
         self._write(job)
         self._changed.append(job)
