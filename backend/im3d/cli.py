@@ -2,7 +2,7 @@
 
 Exit status: 0 done · 2 bad input · 3 model missing or licence not accepted · 4 out of memory · 130 cancelled ·
 1 a defect of ours (or the disk). An error is one sentence of what is wrong and one of what to do; the traceback goes
-to the job's log. With `--json` the last line of stdout is one object, for success and failure alike.
+to the job's log. With `--json` the last line of stdout is one object in ASCII, for success and failure alike.
 
 Only the standard library is imported here, so that `im3d --help` answers at once.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import sys
 import tempfile
@@ -36,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
+    _print_anything()
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="im3d", description="A prop from a sentence or a picture, on your machine.")
     parser.add_argument("--version", action="version", version=f"im3d {__version__}")
@@ -58,15 +60,36 @@ def _guarded(args: argparse.Namespace) -> int:
     except Im3dError as known:
         error = known
     except MemoryError:
-        error = OutOfMemoryError(
-            "The memory of this machine is exhausted.", "Close other programs or use --preset draft."
-        )
+        error = OutOfMemoryError("The memory of this machine is exhausted.", "Close other programs.", "draft")
     except Exception as defect:
-        with tempfile.NamedTemporaryFile("w", prefix="im3d-", suffix=".log", delete=False, encoding="utf-8") as log:
-            traceback.print_exception(defect, file=log)
-        error = Im3dError(f"im3d failed: {type(defect).__name__}: {defect}.", f"Please report it with {log.name}.")
+        error = Im3dError(
+            f"im3d failed: {type(defect).__name__}: {defect}.", f"Please report it with {_logged(defect)}."
+        )
     report_error(error, as_json=getattr(args, "json", False))
     return error.exit_status
+
+
+def _print_anything() -> None:
+    """What the terminal's or the pipe's encoding does not know is printed as an escape, and fails nothing.
+
+    On Windows pipes and files have the code page of the system (cp1252, cp932, …), and names come from everywhere.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _logged(defect: Exception) -> str:
+    """Where the traceback is now: a file, or, where there is no temporary folder, the lines above."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="im3d-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as log:
+            traceback.print_exception(defect, file=log)
+        return log.name
+    except OSError:
+        traceback.print_exception(defect)
+        return "the lines above"
 
 
 def report_error(error: Im3dError, as_json: bool, **content: object) -> None:
@@ -74,7 +97,7 @@ def report_error(error: Im3dError, as_json: bool, **content: object) -> None:
     print(f"im3d: {error}", file=sys.stderr)
     if as_json:
         failure = {"status": "error", **error.to_json(), **content}
-        print(json.dumps(failure, ensure_ascii=False), flush=True)
+        print(json.dumps(failure), flush=True)
 
 
 if __name__ == "__main__":

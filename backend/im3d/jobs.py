@@ -9,16 +9,18 @@
     splats.ply  mesh.glb  preview.png  turntable.webp  result.json
 
 Every file is written beside its place and then renamed, so a job killed at any point goes on from its last finished
-step. One process works on a job at a time; the operating system frees the lock when that process dies.
+step. One process works on a job at a time; the operating system frees the lock when that process dies. A folder with
+files that are not a job's is never made one, so that nothing of the user's is overwritten or removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
+import re
 import sys
 import time
 import traceback
@@ -30,9 +32,16 @@ from typing import Any, Literal
 
 from im3d.errors import InputError
 from im3d.settings import PRESETS, Settings, changed, preset_settings, settings_from_json
-from im3d.storage import explained, make_folder, write_json
+from im3d.storage import explained, make_folder, strangers, write_json
 
 FORMAT = 1
+# What the add-on leaves in a job's folder before the job is there.
+_BROUGHT = frozenset({"queued.json", "placement.json", "input"})
+# What the steps leave in `work`, also when they are killed; nothing else is ever removed from there.
+_WORK = re.compile(
+    r"(surface|textured)\.npz|fit\.pt|refine_\d+(/raised)?|refine_\d+/(raised/)?(view_\d+\.png|orbit\.json)"
+    r"|(refine_\d+/(raised/)?)?\.([^/]+\.part\.\w+|write-test-\d+)"
+)
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
@@ -71,6 +80,8 @@ class Request:
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
+        for name in ("name", "prompt"):  # meshes, .blend files and tables hold them, all of them in UTF-8
+            object.__setattr__(self, name, printable(getattr(self, name)))
         if self.views is not None and self.image is not None:
             raise InputError("A job has views or an image, not both.", "Give one of --views and --image.")
         if self.views is None and self.image is None and not self.prompt.strip():
@@ -165,24 +176,51 @@ class Job:
         A job that failed before it had done anything, for a mistake in what was asked, gives way to the corrected one.
 
         Raises:
-            InputError: The folder holds another job, or cannot be written.
+            InputError: The folder holds another job or the user's own files, or cannot be written; or another process
+                is making a job of it.
             DiskError: The disk is full.
         """
-        if (folder / "request.json").exists():
-            job = cls.open(folder)
-            same = dataclasses.replace(job.request, blend=request.blend)
-            if same.to_json() == request.to_json():
-                job.request = request
-                return job
-            if job.state.status != "failed" or job.state.finished:
-                raise InputError(
-                    f"{folder} already holds another job.", "Choose another folder for --out, or delete this one."
-                )
+        known = cls._same(folder, request)
+        if known is not None:
+            return known
         make_folder(folder)
         job = cls(folder, request, State())
-        write_json(folder / "state.json", dataclasses.asdict(job.state))
-        write_json(folder / "request.json", request.to_json())
+        with job.locked():
+            # Another process may have been faster.
+            known = cls._same(folder, request)
+            if known is not None:
+                return known
+            write_json(folder / "request.json", request.to_json())
+            job.save()
         return job
+
+    @classmethod
+    def _same(cls, folder: Path, request: Request) -> Job | None:
+        """The job of a folder if it was asked the same; None where a new one may be made.
+
+        Raises:
+            InputError: Neither.
+        """
+        if not os.path.exists(folder / "request.json"):
+            found = strangers(folder, _BROUGHT)
+            if found:
+                raise InputError(
+                    f"{folder} holds files that are not a job's: {', '.join(found[:3])}{' …' if found[3:] else ''}.",
+                    "Choose a new folder for the job, so that nothing of yours is overwritten.",
+                )
+            return None
+        job = cls.open(folder)
+        same = dataclasses.replace(job.request, blend=request.blend)
+        if same.to_json() == request.to_json():
+            job.request = request
+            return job
+        if job.state.status != "failed" or job.state.finished:
+            raise InputError(f"{folder} already holds another job.", "Choose another folder, or delete this one.")
+        for source in filter(None, (request.views, request.image, request.mask)):
+            real, place = Path(os.path.realpath(source)), Path(os.path.realpath(folder))
+            if real.is_relative_to(place) and not real.is_relative_to(place / "input"):
+                raise InputError(f"{source} lies in the folder of the job.", "Choose another folder for the job.")
+        return None
 
     @classmethod
     def open(cls, folder: Path) -> Job:
@@ -193,12 +231,26 @@ class Job:
         """
         try:
             request = Request.from_json(json.loads((folder / "request.json").read_text(encoding="utf-8")))
-            state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            raise InputError(f"{folder} holds no job.", "Give the folder that --out named.") from error
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"The job in {folder} cannot be read.", "Start it again in another folder.") from error
-        return cls(folder, request, state)
+            raise InputError(f"{folder} holds no job.", "Give the folder of a job.") from error
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise _damaged(folder) from error
+        job = cls(folder, request, State())
+        job.read_state()
+        return job
+
+    def read_state(self) -> None:
+        """Reads the state again, which another process may have changed; without the file nothing was done yet.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        try:
+            self.state = State(**json.loads((self.folder / "state.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            self.state = State()
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise _damaged(self.folder) from error
 
     @property
     def work(self) -> Path:
@@ -214,14 +266,35 @@ class Job:
         self.state.timings_s[stage] = round(self.state.timings_s.get(stage, 0.0) + seconds, 3)
         self.save()
 
+    def end(self, status: Status, error: dict[str, str] | None = None) -> bool:
+        """Records how a job ended whose process could not: it died, or never began.
+
+        Returns:
+            Whether that was recorded; False: the job is done already, and stays so.
+
+        Raises:
+            InputError: Another process works on it.
+        """
+        with self.locked():
+            self.read_state()
+            if self.state.status == "done":
+                return False
+            self.state.status, self.state.error = status, error
+            self.save()
+        return True
+
     def clear_work(self) -> None:
-        """Removes what only a resumed job would need."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        """Removes what only a resumed job would need; what others have put there stays."""
+        inside = sorted(self.work.rglob("*"), reverse=True)  # a folder comes after what is in it
+        ours = [path for path in inside if _WORK.fullmatch(path.relative_to(self.work).as_posix())]
+        for path in [*ours, self.work]:
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def log(self, text: str) -> None:
         """Appends a line to log.txt; a log that cannot be written never stops a job."""
         try:
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError:
             sys.stderr.write(f"{text}\n")
@@ -247,6 +320,24 @@ class Job:
             file.close()
 
 
+def finished_result(job: Job) -> dict[str, Any]:
+    """A finished job's result.json with absolute paths, as `--json` prints it.
+
+    Raises:
+        InputError: The file is gone or damaged.
+    """
+    try:
+        result = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
+        paths = {k: str(job.folder / result[k]) for k in ("mesh", "splats", "preview", "turntable")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(job.folder) from error
+    return {**result, **paths, "job": str(job.folder), "blend": job.request.blend}
+
+
+def _damaged(folder: Path) -> InputError:
+    return InputError(f"The job in {folder} cannot be read.", "Start it again in another folder.")
+
+
 def _try_lock(descriptor: int) -> bool:
     """Takes the file's lock without waiting; the operating system frees it when the process ends."""
     try:
@@ -267,6 +358,11 @@ def stage_seed(seed: int, step: str) -> int:
     """The seed of one step: independent of the others, and the same whether the job was interrupted or not."""
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def printable(text: str) -> str:
+    """Text with a mark in the place of what is not UTF-8, as it comes from file names and command lines."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def default_name(prompt: str, source: str | None) -> str:

@@ -16,7 +16,7 @@ import time
 from threading import Event
 from typing import Any
 
-from im3d.jobs import Job
+from im3d.jobs import Job, finished_result
 from im3d.runner import Listener, StepRunner, failures_recorded
 from im3d.settings import FitSettings, RefineSettings
 
@@ -40,29 +40,47 @@ def run_pipeline(
         Im3dError: The job failed or was cancelled; state.json and log.txt say the same.
     """
     start = time.monotonic()
+    with job.locked():
+        job.read_state()  # whoever held the lock until now may have finished it
+        nothing_new = _blend_step(job) in (None, *job.state.finished) and (job.folder / "result.json").exists()
+        if job.state.status != "done" or not nothing_new:
+            with failures_recorded(job):
+                _run_steps(job, listener, cancel, device, blender, start)
+    return finished_result(job)
+
+
+def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender: str | None, start: float) -> None:
+    """The steps that are not finished, under the job's lock; they started at `start` of the monotonic clock."""
     from im3d.stages import Stages
 
-    with job.locked(), failures_recorded(job):
-        job.state.status, job.state.error = "running", None
-        job.save()
-        step = StepRunner(job, listener, cancel)
-        stages = Stages(job, device, blender)
+    job.state.status, job.state.error = "running", None
+    job.save()
+    step = StepRunner(job, listener, cancel)
+    stages = Stages(job, device, blender)
 
-        job.state.timings_s["load"] = job.state.timings_s.get("load", 0.0) + time.monotonic() - start
-        step("load", stages.load)
-        if job.request.only_prompt:
-            step("picture", stages.make_picture, stage="image")
-        step("image", stages.make_subject)
-        step("orbit", stages.make_views)
-        for number, until in enumerate(fit_legs(job.request.settings.fit, stages.refine_settings), start=1):
-            step(f"fit to {until}", functools.partial(stages.fit, until), stage="fit")
-            if until < job.request.settings.fit.iterations:
-                step(f"refine {number}", functools.partial(stages.refine, number), stage="refine")
-        step("splats", stages.finish_splats, stage="fit")
-        step("mesh", stages.make_mesh)
-        step("texture", stages.make_texture)
-        step("export", stages.export)
-        return stages.finish()
+    job.state.timings_s["load"] = job.state.timings_s.get("load", 0.0) + time.monotonic() - start
+    step("load", stages.load)
+    if job.request.only_prompt:
+        step("picture", stages.make_picture, stage="image")
+    step("image", stages.make_subject)
+    step("orbit", stages.make_views)
+    for number, until in enumerate(fit_legs(job.request.settings.fit, stages.refine_settings), start=1):
+        step(f"fit to {until}", functools.partial(stages.fit, until), stage="fit")
+        if until < job.request.settings.fit.iterations:
+            step(f"refine {number}", functools.partial(stages.refine, number), stage="refine")
+    step("splats", stages.finish_splats, stage="fit")
+    step("mesh", stages.make_mesh)
+    step("texture", stages.make_texture)
+    step("export", stages.export)
+    blend = _blend_step(job)
+    if blend is not None:
+        step(blend, stages.save_blend, stage="export")
+    stages.finish()
+
+
+def _blend_step(job: Job) -> str | None:
+    """A step of its own for each .blend, since a job that is finished may be asked for another one."""
+    return None if job.request.blend is None else f"blend {job.request.blend}"
 
 
 def fit_legs(fit: FitSettings, refine: RefineSettings) -> list[int]:

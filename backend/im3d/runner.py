@@ -111,9 +111,9 @@ def explain(error: BaseException, log: str) -> Im3dError:
     if isinstance(error, KeyboardInterrupt):
         return CancelledError("Cancelled.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
-        return OutOfMemoryError("The memory does not hold this job.", "Use --preset draft, or close other programs.")
+        return OutOfMemoryError("The memory does not hold this job.", "Close other programs.", "draft")
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return DiskError("The disk is full.", "Free some space, then run im3d resume on the job.")
+        return DiskError("The disk is full.", "Free some space, then continue the job.", "resume")
     return Im3dError(
         f"im3d failed: {type(error).__name__}: {error}.", f"The log {log} has the details; please report it."
     )

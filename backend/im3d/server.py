@@ -327,11 +327,7 @@ def _finished_steps(folder: Path) -> int:
 def _mark(folder: Path, status: Literal["cancelled", "failed"], error: dict[str, str] | None) -> bool:
     """Writes how a job ended that could not do so itself; False: it is done already, and stays so."""
     with contextlib.suppress(Im3dError):
-        job = Job.open(folder)
-        if job.state.status == "done":
-            return False
-        job.state.status, job.state.error = status, error
-        job.save()
+        return Job.open(folder).end(status, error)
     return True
 
 

@@ -307,7 +307,7 @@ class Stages:
         textured.save(self.job.work / "textured.npz")
 
     def export(self, progress: Progress) -> None:
-        """The GLB, its pictures, and the .blend if one was asked for."""
+        """The GLB and its pictures."""
         folder, request = self.job.folder, self.request
         textured = TexturedMesh.load(self.job.work / "textured.npz")
         matrix = write_glb(folder / "mesh.glb", textured, request.name, request.height_m)
@@ -315,17 +315,22 @@ class Stages:
         self.notes["unseen"] = round(textured.unseen, 4)
         stats = dataclasses.asdict(mesh_stats(TriangleMesh(textured.mesh.vertices, textured.mesh.faces)))
         self.notes["mesh_stats"] = {**stats, "texture_size": self.settings.texture.size}
-        progress(1, 4)
+        progress(1, 3)
         write_turntable(folder / "turntable.webp", self.gaussians, self.views.orbit)
-        progress(2, 4)
+        progress(2, 3)
         self._write_preview()
-        progress(3, 4)
-        if request.blend is not None:
-            save_blend(find_blender(self.blender), folder / "mesh.glb", request.name, Path(request.blend))
-        progress(4, 4)
+        progress(3, 3)
 
-    def finish(self) -> dict[str, Any]:
-        """Writes result.json and returns it with absolute paths."""
+    def save_blend(self, progress: Progress) -> None:
+        """The .blend that was asked for."""
+        assert self.request.blend is not None
+        save_blend(
+            find_blender(self.blender), self.job.folder / "mesh.glb", self.request.name, Path(self.request.blend)
+        )
+        progress(1, 1)
+
+    def finish(self) -> None:
+        """Writes result.json and ends the job."""
         job, notes = self.job, self.notes
         timings = {s: job.state.timings_s.get(s, 0.0) for s in
                    ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")}  # fmt: skip
@@ -364,8 +369,6 @@ class Stages:
         job.state.status = "done"
         job.save()
         job.clear_work()
-        paths = {k: str(job.folder / str(result[k])) for k in ("mesh", "splats", "preview", "turntable")}
-        return {**result, **paths, "job": str(job.folder), "blend": self.request.blend}
 
     # ---------------------------------------------------------------- helpers
 

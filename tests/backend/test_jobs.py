@@ -8,14 +8,16 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from im3d.errors import DiskError, InputError
 from im3d.jobs import Job, Request, State, default_name, stage_seed
+from im3d.pipeline import run_pipeline
 from im3d.settings import Settings, changed, parse_overrides, preset_settings
-from im3d.storage import make_folder, replacing, write_bytes, write_json
+from im3d.storage import make_folder, replacing, require_file, write_bytes, write_json
 
 
 def request(**changes: Any) -> Request:
@@ -48,6 +50,25 @@ class TestStorage:
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(InputError, match="in the way"):
             make_folder(tmp_path / "file" / "job")
+
+    def test_a_name_that_is_too_long_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no name for a file"):
+            Job.create(tmp_path / ("long" * 65), request())
+
+    def test_names_that_are_not_utf8_survive_json(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"m_\xfc.png")
+        write_json(tmp_path / "x.json", {name: [name, "ü"]})
+        text = (tmp_path / "x.json").read_text(encoding="utf-8")
+        assert json.loads(text) == {name: [name, "ü"]}
+        assert "ü" in text
+
+    def test_a_pipe_is_refused_before_it_is_opened(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(InputError, match="a pipe or a device"):
+            require_file(tmp_path / "pipe.png", "a picture")
+        with pytest.raises(InputError, match="is a folder"):
+            require_file(tmp_path, "a picture")
+        require_file(tmp_path / "gone.png", "a picture")
 
     def test_not_a_number_is_not_written(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not JSON compliant"):
@@ -95,10 +116,11 @@ class TestRequest:
             ("", "photo of it.png", "photo of it"),
             ("word " * 20, None, ("word " * 8).strip()),
             ("", None, "IM-3D object"),
+            ("", "m_\udcfc.png", "m_\ufffd"),
         ],
     )
     def test_names(self, prompt: str, source: str | None, name: str) -> None:
-        assert default_name(prompt, source) == name
+        assert request(name=default_name(prompt, source)).name == name
 
 
 class TestJob:
@@ -128,6 +150,68 @@ class TestJob:
         corrected.save()
         with pytest.raises(InputError, match="already holds another job"):
             Job.create(tmp_path / "job", request(seed=2))
+
+    def test_the_users_own_folder_is_no_job(self, tmp_path: Path) -> None:
+        (tmp_path / "views").mkdir()
+        (tmp_path / "views" / "view_000.png").write_bytes(b"mine")
+        with pytest.raises(InputError, match=r"files that are not a job's: views\."):
+            Job.create(tmp_path, request())
+        assert sorted(p.name for p in tmp_path.rglob("*")) == ["view_000.png", "views"]
+
+    def test_what_blender_brings_is_no_obstacle(self, tmp_path: Path) -> None:
+        (tmp_path / "input").mkdir()
+        for name in ("queued.json", "placement.json", ".DS_Store", "Thumbs.db"):
+            (tmp_path / name).write_bytes(b"{}")
+        assert Job.create(tmp_path, request()).state.status == "queued"
+
+    def test_a_job_never_reads_its_picture_from_where_it_writes(self, tmp_path: Path) -> None:
+        job = Job.create(tmp_path, request())
+        job.end("failed")
+        (tmp_path / "input.png").write_bytes(b"mine")
+        with pytest.raises(InputError, match="lies in the folder of the job"):
+            Job.create(tmp_path, request(views=None, image=str(tmp_path / "input.png")))
+        inside = request(views=None, image=str(tmp_path / "input" / "image.png"))
+        assert Job.create(tmp_path, inside).request == inside
+
+    def test_only_our_own_work_is_cleared(self, tmp_path: Path) -> None:
+        job = Job.create(tmp_path / "job", request())
+        ours = ("surface.npz", "fit.pt", ".fit.77.part.pt", "refine_1/view_000.png", "refine_1/raised/orbit.json")
+        others = ("notes.txt", "refine_2/notes.txt", "more/view_000.png")
+        for name in (*ours, *others):
+            (job.work / name).parent.mkdir(parents=True, exist_ok=True)
+            (job.work / name).write_bytes(b"")
+        job.clear_work()
+        assert sorted(p.relative_to(job.work).as_posix() for p in job.work.rglob("*") if p.is_file()) == sorted(others)
+        for name in others:
+            (job.work / name).unlink()
+        (job.work / "more").rmdir()
+        job.clear_work()
+        assert not job.work.exists()
+
+    def test_a_process_that_waited_finds_the_job_finished(self, tmp_path: Path) -> None:
+        stale = Job.create(tmp_path, request())
+        finished = Job.open(tmp_path)
+        finished.state.status = "done"
+        finished.save()
+        files = {"mesh": "mesh.glb", "splats": "splats.ply", "preview": "preview.png", "turntable": "turntable.webp"}
+        write_json(tmp_path / "result.json", files)
+        before = (tmp_path / "state.json").read_bytes()
+        result = run_pipeline(stale, lambda _: None, Event(), device="cpu")
+        assert result["mesh"] == str(tmp_path / "mesh.glb")
+        assert (tmp_path / "state.json").read_bytes() == before
+
+    def test_a_finished_job_is_not_called_failed_by_others(self, tmp_path: Path) -> None:
+        job = Job.create(tmp_path, request())
+        job.end("failed", {"code": "internal"})
+        assert Job.open(tmp_path).state.status == "failed"
+        assert job.end("done")
+        assert not Job.open(tmp_path).end("failed", {"code": "internal"})
+        assert Job.open(tmp_path).state.status == "done"
+
+    def test_a_job_that_was_killed_before_its_first_state(self, tmp_path: Path) -> None:
+        Job.create(tmp_path, request())
+        (tmp_path / "state.json").unlink()
+        assert Job.create(tmp_path, request()).state == State()
 
     def test_times_add_up_by_stage(self, tmp_path: Path) -> None:
         job = Job.create(tmp_path / "job", request())

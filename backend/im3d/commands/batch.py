@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         status = "done" if done == len(rows) else "cancelled" if cancel.is_set() else "failed"
         answer = {"status": status, "done": done, "rows": len(rows), "results": str(out / "results.csv")}
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
+        print(json.dumps(answer), flush=True)
     if cancel.is_set():
         return CancelledError.exit_status
     return failed[0].error.exit_status if failed and failed[0].error is not None else 0

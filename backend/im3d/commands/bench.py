@@ -158,7 +158,7 @@ def _in_child(part: str) -> dict[str, Any]:
     """One part's report, by this same command in a new process."""
     rest = [a for a in sys.argv[1:] if a not in ("bench", "all", "--json")]
     command = [sys.executable, "-m", "im3d.cli", "bench", part, *rest, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         if answer["status"] == "done":

@@ -53,13 +53,22 @@ def diagnose(blender: str | None = None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if cuda else 0.0,
-        "free_disk_gb": round(shutil.disk_usage(tempfile.gettempdir()).free / 2**30, 1),
+        "free_disk_gb": _free_disk_gb(),
         "rasterizers": {name: reason or "available" for name, reason in rasterizers().items()},
         "rasterizer": _rasterizer(cuda),
         "perceptual": perceptual_name(),
         "models": {name: "installed" if installed(name) else "not installed" for name in models()},
         "blender": _blender(blender),
     }
+
+
+def _free_disk_gb() -> float:
+    """In the temporary folder, or, where there is none, here."""
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        folder = "."
+    return round(shutil.disk_usage(folder).free / 2**30, 1)
 
 
 def _rasterizer(cuda: bool) -> str:

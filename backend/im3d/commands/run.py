@@ -41,7 +41,7 @@ def run_job(job: Job, args: argparse.Namespace) -> int:
             print(f"im3d: continue with: im3d resume {job.folder}", file=sys.stderr)
         return error.exit_status
     if args.json:
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(json.dumps(result), flush=True)
     else:
         _print_summary(result)
     return 0
@@ -51,7 +51,7 @@ def _print_summary(result: dict[str, Any]) -> None:
     stats = result["mesh_stats"]
     print(
         f"{result['mesh']}: {stats['faces']} faces, {'closed' if stats['watertight'] else 'open'}, "
-        f"texture {stats['texture_size']}², {result['timings_s']['total']:.0f} s "
+        f"texture of {stats['texture_size']} pixels, {result['timings_s']['total']:.0f} s "
         f"({_drawn_by(result)}, {result['rasterizer']} on {result['device']}, {result['perceptual']})"
     )
     for warning in result["warnings"]:

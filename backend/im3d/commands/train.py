@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from im3d.errors import InputError
+from im3d.storage import claim_folder
+
 Made = TypeVar("Made")
 
 
@@ -77,9 +80,17 @@ def run(args: argparse.Namespace) -> int:
     from im3d.training.train import place
 
     started = time.monotonic()
+    _claim(args.out, args.resume)
     with place() as where:
         (_train_mini if args.what == "mini" else _finetune)(args, where, started)
     return 0
+
+
+def _claim(out: Path, resume: bool) -> None:
+    """Raises InputError when training would overwrite another training, or the user's files."""
+    if (out / "state.pt").exists() and not resume:
+        raise InputError(f"{out} holds a training already.", "Resume it, or choose another folder.")
+    claim_folder(out, "training", frozenset({"state.pt"}))
 
 
 def _made_once(make: Callable[[], Made], where: Any) -> Made:
@@ -140,7 +151,6 @@ def _finetune(args: argparse.Namespace, where: Any, started: float) -> None:
 def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     import json
 
-    from im3d.errors import InputError
     from im3d.training.batches import OrbitBatches
     from im3d.training.draws import Redrawing
     from im3d.training.train import Trainer, initial_model, train

@@ -15,7 +15,7 @@ from typing import Any
 from im3d import __version__
 from im3d.errors import InputError
 from im3d.machine import processor_name
-from im3d.storage import make_folder, write_json
+from im3d.storage import claim_folder, write_json
 
 SIZE = 256
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     objects = find_objects([Path(p) for p in args.objects], args.ids, args.sample, args.seed, split)
 
     folder = Path(os.path.abspath(args.out))
-    make_folder(folder)
+    claim_folder(folder, "evaluation", frozenset({"metrics.json", "report.html"}))
     clip = load_clip(Path(args.clip) if args.clip else None)
     instruments = Instruments(load_perceptual(torch.device("cpu")), clip, Path(args.blender) if args.blender else None)
     facts = _facts(args, instruments.perceptual.name, clip if isinstance(clip, str) else clip.name)
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             write_json(folder / "metrics.json", _metrics(facts, groups))
             write_report(folder, facts, [(v, r) for v, r in groups if r])
     if args.json:
-        print(json.dumps({"report": str(folder / "report.html"), **_metrics(facts, groups)}, ensure_ascii=False))
+        print(json.dumps({"report": str(folder / "report.html"), **_metrics(facts, groups)}))
     return 0 if all(len(done(rows)) == len(objects) for _, rows in groups) else 1
 
 

@@ -59,8 +59,8 @@ def write_report(folder: Path, facts: dict[str, Any], groups: Sequence[tuple[Var
     """
     sections = _sections(folder, facts, groups)
     title = "IM-3D evaluation"
-    write_bytes(folder / "report.md", _markdown(title, sections).encode())
-    write_bytes(folder / "report.html", _html(title, sections).encode())
+    write_bytes(folder / "report.md", _markdown(title, sections).encode("utf-8", "backslashreplace"))
+    write_bytes(folder / "report.html", _html(title, sections).encode("utf-8", "backslashreplace"))
 
 
 def _sections(folder: Path, facts: dict[str, Any], groups: Sequence[tuple[Variant, Sequence[Row]]]) -> list[Section]:
