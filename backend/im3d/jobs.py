@@ -28,11 +28,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from im3d.errors import InputError
-from im3d.settings import PRESETS, Settings, changed, preset_settings, settings_from_json
-from im3d.storage import explained, make_folder, strangers, write_json
+from im3d.settings import PRESETS, Settings, finite, preset_settings, settings_from_json, shown, whole
+from im3d.storage import explained, make_folder, require_file, strangers, write_json
 
 FORMAT = 1
 # What the add-on leaves in a job's folder before the job is there.
@@ -93,6 +93,28 @@ class Request:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"The seed {self.seed} is out of range.", "Use a seed from 0 to 2^63 - 1.")
 
+    def check_files(self) -> None:
+        """Looks for the files that the request names.
+
+        Raises:
+            InputError: One is missing, or no file; or the .blend would replace something else.
+        """
+        for path, what in ((self.image, "a picture"), (self.mask, "a picture"), (self.views, "a folder or a video")):
+            if path is None:
+                continue
+            if not os.path.exists(path):
+                raise InputError(f"{path} does not exist.", "Check the path.")
+            if path != self.views or not os.path.isdir(path):
+                require_file(Path(path), what)
+        if self.blend is not None and not self.blend.lower().endswith(".blend"):
+            raise InputError(f"{self.blend} does not end in .blend.", "Name a .blend file.")
+        if self.blend is not None and os.path.exists(self.blend):
+            if not os.path.isfile(self.blend):
+                raise InputError(f"{self.blend} is not a file.", "Name a .blend file.")
+            sources = (s for s in (self.image, self.mask, self.views) if s is not None)
+            if any(os.path.samefile(self.blend, source) for source in sources):
+                raise InputError(f"{self.blend} is what the job starts from.", "Give the .blend another name.")
+
     @property
     def only_prompt(self) -> bool:
         """Whether the picture is still to be drawn."""
@@ -112,23 +134,17 @@ class Request:
         if not isinstance(data, dict) or set(data) - known:
             unknown = ", ".join(sorted(set(data) - known)) if isinstance(data, dict) else type(data).__name__
             raise InputError(f"The request has an unknown part: {unknown}.", "Update the add-on or the backend.")
-        given = {k: v for k, v in data.items() if v is not None and k not in ("settings", "format")}
+        given = _typed({k: v for k, v in data.items() if v is not None and k not in ("settings", "format")})
         preset = given.get("preset", "standard")
         if preset not in PRESETS:
             raise InputError(f"There is no preset {preset}.", f"Choose one of: {', '.join(PRESETS)}.")
-        settings = preset_settings(preset, given_views=given.get("views") is not None)
-        for section, values in (data.get("settings") or {}).items():
-            for name, value in values.items():
-                settings = changed(settings, f"{section}.{name}", value)
-        for source in ("views", "image", "mask"):
-            if source in given and not Path(given[source]).exists():
-                raise InputError(f"{given[source]} does not exist.", "Check the path.")
+        settings = preset_settings(preset, given_views="views" in given)
+        settings = settings_from_json(data.get("settings") or {}, settings)
         source_file = given.get("views") or given.get("image")
         given.setdefault("name", default_name(given.get("prompt", ""), source_file))
-        try:
-            return cls(**given, settings=settings)
-        except TypeError as error:
-            raise InputError(f"The request cannot be read: {error}.", "Check the types of its fields.") from error
+        request = cls(**given, settings=settings)
+        request.check_files()
+        return request
 
     @classmethod
     def from_json(cls, data: Any) -> Request:
@@ -137,9 +153,36 @@ class Request:
             if data["format"] != FORMAT:
                 raise InputError(f"The request has format {data['format']}, this version reads {FORMAT}.")
             known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
-            return cls(**{**known, "settings": settings_from_json(known["settings"])})
+            settings = settings_from_json(known.pop("settings"))
+            return cls(**_typed(known), settings=settings)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError("The request is incomplete or damaged.", "Start the job again.") from error
+
+
+def _typed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a request, each of its type.
+
+    Raises:
+        InputError: One is of another type.
+    """
+    hints = get_type_hints(Request)
+    typed = {}
+    for name, value in fields.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        try:
+            if value is None and type(None) in kinds:
+                typed[name] = None
+            elif int in kinds or float in kinds:
+                if isinstance(value, str):
+                    raise TypeError
+                typed[name] = whole(value) if int in kinds else finite(value)
+            elif isinstance(value, kinds):
+                typed[name] = value
+            else:
+                raise TypeError
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} cannot be {shown(value)}.", "Correct this part of the request.") from error
+    return typed
 
 
 @dataclass

@@ -1,14 +1,16 @@
 """Every setting of the pipeline, its default, and the presets: said once, here.
 
-`--set section.name=value` on the command line and `settings` in a job request change any of them.
+`--set section.name=value` on the command line and `settings` in a job request change any of them, within the bounds
+that stand beside each field; docs/cli.md lists them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from im3d.errors import InputError
 
@@ -17,6 +19,32 @@ Preset = Literal["draft", "standard", "paper"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 # What may make the views; "auto" takes the best that is installed and fits.
 GENERATORS = ("auto", "files", "mini", "sv3d_u", "sv3d_p")
+
+
+class Bounds(NamedTuple):
+    """What a number may be.
+
+    Attributes:
+        low: Least.
+        high: Largest.
+        multiple: Of what it must be a multiple; 0: of nothing.
+        zero: Whether 0 is allowed besides, with a meaning of its own.
+    """
+
+    low: float
+    high: float
+    multiple: int = 0
+    zero: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Whether the value is one of these; NaN never is."""
+        if self.zero and value == 0:
+            return True
+        return self.low <= value <= self.high and not (self.multiple and value % self.multiple)
+
+    def __str__(self) -> str:
+        text = f"{self.low:g} to {self.high:.0f}" + (f" in steps of {self.multiple}" if self.multiple else "")
+        return f"0, or {text}" if self.zero else text
 
 
 @dataclass(frozen=True)
@@ -43,19 +71,19 @@ class FitSettings:
         rgb: Weight of the mean absolute colour error; the paper has none.
     """
 
-    iterations: int = 1200
-    size: int = 256
-    ramp: float = 0.7
-    views_per_iteration: int = 0
+    iterations: Annotated[int, Bounds(1, 100_000)] = 1200
+    size: Annotated[int, Bounds(32, 2048, zero=True)] = 256
+    ramp: Annotated[float, Bounds(0, 1)] = 0.7
+    views_per_iteration: Annotated[int, Bounds(0, 64)] = 0
     init: Literal["hull", "ball"] = "hull"
-    points: int = 5000
-    max_gaussians: int = 40000
-    refine_every: int = 50
-    lpips: float = 10.0
-    lpips_shrink: int = 1
-    ms_ssim: float = 0.2
-    mask: float = 1.0
-    rgb: float = 0.0
+    points: Annotated[int, Bounds(100, 1_000_000)] = 5000
+    max_gaussians: Annotated[int, Bounds(100, 2_000_000)] = 40000
+    refine_every: Annotated[int, Bounds(1, 100_000)] = 50
+    lpips: Annotated[float, Bounds(0, 1000)] = 10.0
+    lpips_shrink: Annotated[int, Bounds(1, 8)] = 1
+    ms_ssim: Annotated[float, Bounds(0, 1000)] = 0.2
+    mask: Annotated[float, Bounds(0, 1000)] = 1.0
+    rgb: Annotated[float, Bounds(0, 1000)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,16 +106,16 @@ class MeshSettings:
     """
 
     route: Literal["fusion", "density"] = "fusion"
-    grid: int = 192
-    faces: int = 20000
-    truncation: float = 8.0
-    behind: float = 0.15
-    blur: float = 1.0
-    slack: float = 0.25
-    virtual_slack: float = 0.75
-    virtual_views: int = 32
-    outline_rounds: int = 3
-    density_grid: int = 128
+    grid: Annotated[int, Bounds(16, 512)] = 192
+    faces: Annotated[int, Bounds(100, 1_000_000)] = 20000
+    truncation: Annotated[float, Bounds(0.5, 100)] = 8.0
+    behind: Annotated[float, Bounds(0, 1)] = 0.15
+    blur: Annotated[float, Bounds(0, 20)] = 1.0
+    slack: Annotated[float, Bounds(0, 50)] = 0.25
+    virtual_slack: Annotated[float, Bounds(0, 50)] = 0.75
+    virtual_views: Annotated[int, Bounds(1, 256)] = 32
+    outline_rounds: Annotated[int, Bounds(0, 20)] = 3
+    density_grid: Annotated[int, Bounds(16, 512)] = 128
 
 
 @dataclass(frozen=True)
@@ -103,11 +131,11 @@ class TextureSettings:
             it: it alone is sharp, and true.
     """
 
-    size: int = 1024
+    size: Annotated[int, Bounds(64, 8192)] = 1024
     normal_map: bool = True
-    polish: int = 3
-    polish_step: float = 0.7
-    input_weight: float = 20.0
+    polish: Annotated[int, Bounds(0, 20)] = 3
+    polish_step: Annotated[float, Bounds(0, 1)] = 0.7
+    input_weight: Annotated[float, Bounds(0, 10_000)] = 20.0
 
 
 @dataclass(frozen=True)
@@ -125,11 +153,11 @@ class RefineSettings:
             cannot see, at twice the network calls.
     """
 
-    rounds: int = 2
-    every: int = 500
-    noise: float = 0.0
-    steps: int = 10
-    raise_deg: float = 0.0
+    rounds: Annotated[int, Bounds(0, 100)] = 2
+    every: Annotated[int, Bounds(1, 100_000)] = 500
+    noise: Annotated[float, Bounds(0, 1)] = 0.0
+    steps: Annotated[int, Bounds(1, 1000)] = 10
+    raise_deg: Annotated[float, Bounds(-80, 80)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,8 +175,8 @@ class ImageSettings:
 
     model: Literal["auto", "flux2_klein", "z_image_turbo", "sdxl"] = "auto"
     orbit_prompt: bool = True
-    size: int = 0
-    steps: int = 0
+    size: Annotated[int, Bounds(64, 4096, 16, zero=True)] = 0
+    steps: Annotated[int, Bounds(0, 1000)] = 0
     memory: ImageMemory = "auto"
 
 
@@ -168,10 +196,10 @@ class Sv3dSettings:
         finetuned: A temporal.safetensors of `im3d train finetune`, laid over the published weights; "" for none.
     """
 
-    views: int = 21
-    size: int = 576
-    steps: int = 20
-    guidance: float = 2.5
+    views: Annotated[int, Bounds(2, 64)] = 21
+    size: Annotated[int, Bounds(64, 2048, 64)] = 576
+    steps: Annotated[int, Bounds(1, 1000)] = 20
+    guidance: Annotated[float, Bounds(0, 100)] = 2.5
     memory: Literal["auto", "24", "12", "8"] = "auto"
     compile: bool = False
     finetuned: str = ""
@@ -187,8 +215,8 @@ class MiniSettings:
             mean of what is possible, and one step does; more leave grain (docs/training-log.md).
     """
 
-    views: int = 16
-    steps: int = 1
+    views: Annotated[int, Bounds(4, 16)] = 16
+    steps: Annotated[int, Bounds(1, 1000)] = 1
 
 
 @dataclass(frozen=True)
@@ -285,39 +313,102 @@ def changed(settings: Settings, name: str, value: object) -> Settings:
     if section is None or field_name not in {f.name for f in dataclasses.fields(section)}:
         known = [f"{s.name}.{f.name}" for s in dataclasses.fields(settings) for f in _fields(settings, s.name)]
         raise InputError(f"There is no setting {name}.", f"Known settings: {', '.join(known)}.")
-    hint = get_type_hints(type(section))[field_name]
+    hint = get_type_hints(type(section), include_extras=True)[field_name]
     section = dataclasses.replace(section, **{field_name: _converted(name, hint, value)})
     return dataclasses.replace(settings, **{section_name: section})
 
 
-def settings_from_json(data: dict[str, dict[str, Any]]) -> Settings:
-    """The inverse of `Settings.to_json`; fields that are absent keep their defaults.
+def settings_from_json(data: object, settings: Settings | None = None) -> Settings:
+    """The inverse of `Settings.to_json`; fields that are absent keep those of `settings`, by default the defaults.
 
     Raises:
-        InputError: Unknown name, or a value of the wrong type.
+        InputError: Unknown name, or a value of the wrong type or out of its bounds.
     """
-    settings = Settings()
-    for section, values in data.items():
-        for name, value in values.items():
+    settings = settings or Settings()
+    for section, values in _items("settings", data):
+        for name, value in _items(str(section), values):
             settings = changed(settings, f"{section}.{name}", value)
     return settings
+
+
+def _items(name: str, data: object) -> Iterable[tuple[object, object]]:
+    if not isinstance(data, dict):
+        raise InputError(f"{name} cannot be {shown(data)}.", "Give an object of names and values.")
+    return data.items()
 
 
 def _fields(settings: Settings, section: str) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(getattr(settings, section))
 
 
+def allowed(hint: Any) -> str:
+    """What a field of this type may be, in words: "a whole number, 1 to 8", "true or false", "hull or ball"."""
+    kind, bounds = _kind(hint)
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    word = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+    return word if bounds is None else f"{word}, {bounds}"
+
+
+def _kind(hint: Any) -> tuple[Any, Bounds | None]:
+    """The type of a field, and its bounds if it has any."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+
+
 def _converted(name: str, hint: Any, value: object) -> object:
-    choices = get_args(hint)
-    if choices:
-        if value in choices:
-            return value
-        raise InputError(f"{name} cannot be {value}.", f"Choose one of: {', '.join(map(str, choices))}.")
+    kind, bounds = _kind(hint)
     try:
-        if hint is bool:
+        if get_origin(kind) is Literal:
+            return {choice: choice for choice in get_args(kind)}[value]
+        if kind is bool:
             return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
-        if hint is int and isinstance(value, float) and not value.is_integer():
-            raise ValueError
-        return hint(value)
+        if kind is str and isinstance(value, str):
+            return value
+        number = {int: whole, float: finite}[kind](value)
+        if bounds is None or bounds.hold(number):
+            return number
+        raise ValueError
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot be {value}.", f"Give a value of type {hint.__name__}.") from error
+        raise InputError(f"{name} cannot be {shown(value)}.", f"Use {allowed(hint)}.") from error
+
+
+def whole(value: object) -> int:
+    """A whole number, also as text or written as 3.0, as spreadsheets do.
+
+    Raises:
+        TypeError, ValueError: It is none.
+    """
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    elif isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = finite(value)
+    if not number.is_integer():
+        raise ValueError(f"{number} is not whole")
+    return int(number)
+
+
+def finite(value: object) -> float:
+    """A finite number, also as text.
+
+    Raises:
+        TypeError, ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError("too large") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not finite")
+    return number
+
+
+def shown(value: object) -> str:
+    """A wrong value in a sentence, cut where it is long."""
+    text = str(value)
+    return f"{text[:40]} …" if len(text) > 40 else text or "empty"

@@ -162,13 +162,7 @@ class Stages:
             write_png(self.job.folder / "input.png", read_image(Path(self.request.image)))
         if self.request.only_prompt:
             self.notes["image_model"] = self._image_model()
-        settings = self.settings.refine
-        if not (0 <= settings.noise <= 1 and settings.steps >= 1):
-            raise InputError(
-                f"A refinement of {settings.steps} steps from {settings.noise:g} of the noise is not possible.",
-                "Use refine.noise from 0 to 1 and refine.steps from 1.",
-            )
-        if settings.raise_deg and self.generator.name != "sv3d_p":
+        if self.settings.refine.raise_deg and self.generator.name != "sv3d_p":
             raise InputError(
                 f"{self.generator.name} cannot draw a raised orbit.", "Leave refine.raise_deg out, or use sv3d_p."
             )

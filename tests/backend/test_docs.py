@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -9,8 +10,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+
+from im3d.settings import Settings, allowed
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("fit.iterations=40", "fit.size=64", "fit.points=900", "fit.max_gaussians=1200", "mesh.grid=40",
@@ -21,6 +25,22 @@ SMALL = ("fit.iterations=40", "fit.size=64", "fit.points=900", "fit.max_gaussian
 def blocks(language: str) -> list[str]:
     text = (ROOT / "docs" / "scripting.md").read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def settings_table() -> str:
+    """Every setting with its default and its range, as docs/cli.md has it."""
+    rows = ["| setting | default | may be |", "|---|---|---|"]
+    for section in dataclasses.fields(Settings):
+        values = getattr(Settings(), section.name)
+        hints = get_type_hints(type(values), include_extras=True)
+        for name, default in dataclasses.asdict(values).items():
+            shown = str(default).lower() if isinstance(default, bool) else f"{default}"
+            rows.append(f"| `{section.name}.{name}` | {shown} | {allowed(hints[name])} |")
+    return "\n".join(rows)
+
+
+def test_the_settings_page_has_every_setting_with_its_range() -> None:
+    assert settings_table() in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 from im3d.errors import DiskError, InputError
 from im3d.jobs import Job, Request, State, default_name, stage_seed
 from im3d.pipeline import run_pipeline
-from im3d.settings import Settings, changed, parse_overrides, preset_settings
+from im3d.settings import PRESETS, Settings, changed, parse_overrides, preset_settings, settings_from_json
 from im3d.storage import make_folder, replacing, require_file, write_bytes, write_json
 
 
@@ -102,6 +102,40 @@ class TestRequest:
     def test_contradictions_are_refused(self, changes: dict[str, Any], why: str) -> None:
         with pytest.raises(InputError, match=why):
             request(**changes)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"seed": 1.5}, {"seed": "1"}, {"seed": True}, {"seed": 1e999}, {"height_m": "1"}, {"elevation_deg": "nan"},
+            {"elevation_deg": float("nan")}, {"recenter": 1}, {"prompt": ["a mug"]}, {"name": 5}, {"image": 5},
+            {"preset": ["draft"]}, {"generator": {}},
+        ],
+    )  # fmt: skip
+    def test_fields_of_other_types_are_refused(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(InputError):
+            Request.from_partial({"prompt": "a mug", **changes})
+        with pytest.raises(InputError):
+            Request.from_json({**request().to_json(), **changes})
+
+    def test_whole_floats_are_whole(self) -> None:
+        assert Request.from_partial({"prompt": "a mug", "seed": 2.0}).seed == 2
+
+    def test_files_are_looked_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        picture = tmp_path / "picture.blend"
+        picture.write_bytes(b"")
+        for changes, why in (
+            ({"image": str(tmp_path / "gone.png")}, "does not exist"),
+            ({"image": str(tmp_path)}, "is a folder"),
+            ({"image": str(tmp_path / "pipe.png")}, "a pipe or a device"),
+            ({"views": str(tmp_path / "pipe.png")}, "a pipe or a device"),
+            ({"image": str(picture), "blend": str(picture)}, "what the job starts from"),
+            ({"image": str(picture), "blend": str(tmp_path / "a.png")}, "does not end in .blend"),
+            ({"image": "x" * 5000}, "does not exist"),
+            ({"image": "a\0b"}, "does not exist"),
+        ):
+            with pytest.raises(InputError, match=why):
+                Request.from_partial(changes)
 
     @pytest.mark.parametrize("data", [None, {}, {"format": 99}, {"format": 1}, {"format": 1, "name": "x"}])
     def test_damaged_requests_are_refused(self, data: Any) -> None:
@@ -277,11 +311,58 @@ class TestSettings:
             "fit.init=cube",
             "mesh.faces=1.5",
             "texture.normal_map=maybe",
+            "fit.iterations=-5",
+            "fit.iterations=",
+            "fit.lpips=nan",
+            "fit.lpips=1e999",
+            "mesh.grid=-1",
+            "texture.size=100000",
+            "image.size=100",
+            f"fit.points={'9' * 5000}",
         ],
     )
     def test_wrong_overrides_are_refused(self, text: str) -> None:
-        with pytest.raises(InputError):
+        with pytest.raises(InputError) as refused:
             parse_overrides(Settings(), [text])
+        assert text.partition("=")[0] in str(refused.value)
+        assert len(refused.value.message) < 80
+
+    def test_the_range_is_said(self) -> None:
+        with pytest.raises(InputError) as refused:
+            changed(Settings(), "image.size", 100)
+        assert str(refused.value) == "image.size cannot be 100. Use a whole number, 0, or 64 to 4096 in steps of 16."
+        assert changed(Settings(), "image.size", 0).image.size == 0
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("fit.iterations", True),
+            ("fit.iterations", [1]),
+            ("fit.iterations", None),
+            ("fit.lpips", {"a": 1}),
+            ("fit.init", ["hull"]),
+            ("texture.normal_map", 1),
+            ("sv3d.finetuned", 5),
+        ],
+    )
+    def test_values_of_other_types_are_refused(self, name: str, value: object) -> None:
+        with pytest.raises(InputError, match=rf"{name} cannot be"):
+            changed(Settings(), name, value)
+
+    @pytest.mark.parametrize("data", [5, {"fit": 5}, {"fit": [1]}, {"fit": {"speed": 1}}, [["fit", 1]]])
+    def test_settings_of_a_wrong_form_are_refused(self, data: Any) -> None:
+        with pytest.raises(InputError):
+            Request.from_partial({"prompt": "a mug", "settings": data})
+
+    def test_presets_are_within_the_bounds(self) -> None:
+        for preset in PRESETS:
+            for given in (True, False):
+                settings = preset_settings(preset, given)
+                assert settings_from_json(settings.to_json()) == settings
+
+    def test_whole_numbers_as_spreadsheets_write_them(self) -> None:
+        assert changed(Settings(), "fit.iterations", "800.0").fit.iterations == 800
+        assert changed(Settings(), "fit.iterations", 800.0).fit.iterations == 800
 
     def test_the_known_settings_are_named(self) -> None:
         with pytest.raises(InputError, match=r"fit\.iterations"):

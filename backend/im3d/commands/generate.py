@@ -61,31 +61,24 @@ def request_from(args: argparse.Namespace) -> Request:
     for value, option in ((args.height, "--height"), (args.elevation, "--elevation")):
         if value is not None and not math.isfinite(value):
             raise InputError(f"{option} is {value}.", "Give a finite number.")
-    blend = _absolute(args.blend)
-    if blend is not None and not blend.endswith(".blend"):
-        raise InputError(f"--blend {args.blend} does not end in .blend.", "Name a .blend file.")
-    return Request(
+    request = Request(
         name=args.name or default_name(args.prompt, args.views or args.image),
-        views=_existing(args.views),
-        image=_existing(args.image),
+        views=_absolute(args.views),
+        image=_absolute(args.image),
         prompt=args.prompt,
-        mask=_existing(args.mask),
+        mask=_absolute(args.mask),
         generator=args.generator,
         preset=args.preset,
         seed=args.seed,
         recenter=not args.no_recenter,
         elevation_deg=args.elevation,
         height_m=args.height,
-        blend=blend,
+        blend=_absolute(args.blend),
         settings=settings,
     )
+    request.check_files()
+    return request
 
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(path)
-
-
-def _existing(path: str | None) -> str | None:
-    if path is not None and not os.path.exists(path):
-        raise InputError(f"{path} does not exist.", "Check the path.")
-    return _absolute(path)
