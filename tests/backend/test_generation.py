@@ -166,7 +166,7 @@ def test_from_a_picture_to_an_object_by_what_is_installed(
     )
     assert result["mask"] == "plain background"
     assert set(result["crop"]) == {"left", "top", "side", "size"}
-    assert result["network_calls"] == mini.DEFAULT_STEPS + 2 + 2
+    assert result["network_calls"] == len(mini.SHIFTS) * mini.DEFAULT_STEPS + 2 + 2
     assert result["elevation_method"] == "network"
     assert result["elevation_confidence"] is None
     # This mini answers with nearly the input in every view.
@@ -218,7 +218,7 @@ def test_a_job_stopped_in_the_middle_of_a_refinement_goes_on_to_the_same_result(
 ) -> None:
     loop_only(monkeypatch)
     whole = new_job(tmp_path / "whole", image=str(picture))
-    assert run(whole)["network_calls"] == mini.DEFAULT_STEPS + 2 + 2
+    assert run(whole)["network_calls"] == len(mini.SHIFTS) * mini.DEFAULT_STEPS + 2 + 2
     # After one of the second round's two steps: fit, round, fit are done.
     broken = new_job(tmp_path / "broken", image=str(picture))
     with pytest.raises(CancelledError):
@@ -226,7 +226,7 @@ def test_a_job_stopped_in_the_middle_of_a_refinement_goes_on_to_the_same_result(
     assert "fit to 20" in broken.state.finished
     assert "refine 2" not in broken.state.finished
     assert not (broken.work / "refine_2" / "orbit.json").exists()
-    assert run(Job.open(broken.folder))["network_calls"] == mini.DEFAULT_STEPS + 2 + 2
+    assert run(Job.open(broken.folder))["network_calls"] == len(mini.SHIFTS) * mini.DEFAULT_STEPS + 2 + 2
     for number in (1, 2):
         mine, theirs = (read_views(j.work / f"refine_{number}") for j in (broken, whole))
         np.testing.assert_array_equal(mine.rgba, theirs.rgba)
@@ -350,7 +350,7 @@ def test_the_paper_preset_spends_at_most_eighty_network_calls() -> None:
     settings = preset_settings("paper")
     refinement = settings.refine.rounds * settings.refine.steps
     assert 2 * (settings.sv3d.steps + refinement) == 80
-    assert mini.DEFAULT_STEPS + refinement <= 80
+    assert len(mini.SHIFTS) * mini.DEFAULT_STEPS + refinement <= 80
     assert settings.refine.every * settings.refine.rounds < settings.fit.iterations == 1200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tiny_models import tiny_mini
 from torch import nn
 
+from im3d.elevation import estimate_orbit
 from im3d.errors import CancelledError, InputError, ModelError
 from im3d.generators import mini
 from im3d.generators.base import Subject
@@ -254,14 +256,14 @@ def test_generator_makes_an_orbit_and_refines_it(weights: Path) -> None:
     views = generator.generate(subject(), 0, watch)
     assert views.rgba.shape == (16, 64, 64, 4)
     assert steps == [1, 2, 3]
-    assert generator.network_calls == 3
+    assert generator.network_calls == 3 * len(mini.SHIFTS)
     assert views.orbit.elevation_deg is not None
     np.testing.assert_array_equal(views.rgba[0], subject().rgba)
     np.testing.assert_array_equal(
         views.rgba, MiniGenerator(steps=3, weights=weights).generate(subject(), 0, watch).rgba
     )
     refined = generator.refine(subject(), views, 0.2, 2, 0, watch)
-    assert generator.network_calls == 5
+    assert generator.network_calls == 3 * len(mini.SHIFTS) + 2
     assert refined.orbit == views.orbit
     wide = OrbitViews(views.rgba[:8], mini.Orbit.uniform(8, 10.0))
     with pytest.raises(ValueError, match="azimuths"):
@@ -298,7 +300,7 @@ def test_cancelling_stops_at_the_step(weights: Path) -> None:
     generator = MiniGenerator(steps=3, weights=weights)
     with pytest.raises(CancelledError):
         generator.generate(subject(), 0, stop)
-    assert generator.network_calls == 1
+    assert generator.network_calls == len(mini.SHIFTS)
 
 
 def test_missing_weights_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,3 +321,13 @@ def test_the_shipped_weights_turn_a_prop_that_they_never_saw() -> None:
     a, b = drawn[..., 3] > 0.5, seen[..., 3] > 0.5
     assert ((a & b).sum(axis=(1, 2)) / (a | b).sum(axis=(1, 2))).mean() > 0.78
     assert views.orbit.elevation_deg == pytest.approx(25, abs=6)
+
+
+def test_the_views_are_drawn_at_the_elevation_that_is_told() -> None:
+    """By what their outlines say of it, which know nothing of the network."""
+    picture = read_views(EXAMPLES / "football_table").rgba[0]
+    for told in (10.0, 40.0):
+        views = MiniGenerator(elevation_deg=told).generate(Subject(picture), 0, silent)
+        assert views.orbit.elevation_deg == told
+        seen = OrbitViews(views.rgba, replace(views.orbit, elevation_deg=None))
+        assert estimate_orbit(seen, False, True).orbit.elevation_deg == pytest.approx(told, abs=5)

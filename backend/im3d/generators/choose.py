@@ -87,7 +87,7 @@ def build_generator(
     if name == "mini":
         from im3d.generators.mini import MiniGenerator
 
-        return MiniGenerator(device, settings.mini.steps, settings.mini.views)
+        return MiniGenerator(device, settings.mini.steps, settings.mini.views, elevation_deg)
     from im3d.generators.sv3d import Sv3dGenerator
 
     sv3d = settings.sv3d

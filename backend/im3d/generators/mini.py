@@ -53,6 +53,8 @@ class MiniGenerator:
         device: Where to compute.
         steps: Denoising steps of the first orbit.
         views: K, a divisor of the ring's 16 that is at least 4.
+        elevation_deg: Elevation of the input view where it is known: the views are drawn at it. None: as the network
+            reads it from the picture.
         weights: Folder with config.json and safetensors; by default the shipped ones, or else `mini` in the folder of
             installed models.
 
@@ -74,6 +76,7 @@ class MiniGenerator:
         device: torch.device | str = "cpu",
         steps: int = DEFAULT_STEPS,
         views: int = MiniSettings.views,
+        elevation_deg: float | None = None,
         weights: Path | None = None,
     ) -> None:
         self._device = torch.device(device)
@@ -87,7 +90,7 @@ class MiniGenerator:
         if views < 4 or ring % views:
             raise InputError(f"mini.views cannot be {views}.", f"mini draws {ring} views, or 8 or 4 of them.")
         self._every = ring // views
-        self.orbit = Orbit.uniform(views, None, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
+        self.orbit = Orbit.uniform(views, elevation_deg, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
         self._model: VolumeDenoiser | None = None
 
@@ -125,11 +128,11 @@ class MiniGenerator:
     ) -> OrbitViews:
         picture = _at_size(subject.rgba, self._network_size)
         start = None if renders is None else _as_tensor(renders.rgba)[None].to(self._device)
-        known = None if renders is None else renders.orbit.elevation_deg
-        before = self.network_calls
+        known = self.orbit.elevation_deg if renders is None else renders.orbit.elevation_deg
+        before, each = self.network_calls, len(SHIFTS) if renders is None else 1
 
         def counted(step: int, steps: int, preview: FloatArray | None = None) -> None:
-            self.network_calls = before + step
+            self.network_calls = before + step * each
             progress(step, steps, preview)
 
         try:
