@@ -166,7 +166,7 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
         InputError: One is of another type.
     """
     hints = get_type_hints(Request)
-    typed = {}
+    typed: dict[str, Any] = {}
     for name, value in fields.items():
         kinds = get_args(hints[name]) or (hints[name],)
         try:

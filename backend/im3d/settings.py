@@ -211,8 +211,8 @@ class MiniSettings:
 
     Attributes:
         views: K: 16, or only 8 or 4 of the ring, which the paper's Table 3 compares.
-        steps: Denoising steps of the first orbit, four evaluations of the network each. It is trained to hit the mean of
-            what is possible, and one step does; more leave grain (docs/training-log.md).
+        steps: Denoising steps of the first orbit, four evaluations of the network each. It is trained to hit the mean
+            of what is possible, and one step does; more leave grain (docs/training-log.md).
     """
 
     views: Annotated[int, Bounds(4, 16)] = 16

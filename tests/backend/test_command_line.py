@@ -34,7 +34,8 @@ def finished(tmp_path: Path) -> Path:
     job = Job.create(folder, Request(name=NAME, views="/gone"))
     job.end("done")
     result = {
-        "name": NAME, "mesh": "mesh.glb", "splats": "splats.ply", "preview": "preview.png", "turntable": "turntable.webp",
+        "name": NAME, "mesh": "mesh.glb", "splats": "splats.ply", "preview": "preview.png",
+        "turntable": "turntable.webp",
         "mesh_stats": {"faces": 8, "watertight": True, "texture_size": 256}, "timings_s": {"total": 1.0},
         "generator": "files", "network_calls": 0, "rasterizer": "cpu", "device": "cpu", "perceptual": "none",
         "warnings": ["The elevation of the views, 15°, is a guess …"],
