@@ -218,7 +218,8 @@ def test_bad_requests_are_refused_and_leave_no_folder(serve: Callable[..., Clien
         ({"image": str(tmp_path / "none.png")}, "does not exist"),
         ({"prompt": "x", "preset": "best"}, "no preset best"),
         ({"prompt": "x", "settings": {"fit": {"iterations": "many"}}}, "fit.iterations cannot be many"),
-        ({"prompt": "x", "seed": "one"}, "cannot be read"),
+        ({"prompt": "x", "seed": "one"}, "seed cannot be one"),
+        ({"prompt": "x", "seed": 1.5}, "seed cannot be 1.5"),
         ({}, "nothing to start from"),
         ([], "unknown part"),
     ):
