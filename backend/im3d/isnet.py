@@ -7,21 +7,19 @@ weights.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from im3d.errors import ModelError, OutOfMemoryError
+from im3d.errors import OutOfMemoryError
 from im3d.images import FloatArray
 from im3d.masks import Segment
 from im3d.model_cache import MODELS
-from im3d.models import find_model, installed
+from im3d.models import find_model, installed, unreadable
 
 # Side of the picture that the network was trained on.
 SIZE = 1024
@@ -140,10 +138,10 @@ def load_isnet(path: Path) -> IsNet:
         with torch.device("meta"):
             network = IsNet()
         network.load_state_dict(weights, assign=True)
-    except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ModelError(
-            f"{path} does not hold the weights of IS-Net.", "Install them again: im3d models download isnet."
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise unreadable(path) from error
     return network.requires_grad_(False).eval()
 
 

@@ -1,5 +1,9 @@
 """Fetching models: from the hub, resumable and checked, or from files the user already has.
 
+What a hub states is not believed where it matters: a mirror may be anybody's. Paths stay in the model's folder, a
+pinned revision is the one that is fetched, and every file is compared with a hash: of models.toml, or where none is
+published with the one that the hub lists for that commit (`InstalledFile.checked` says which).
+
 huggingface-hub speaks the protocol: its token (HF_TOKEN or its login), HF_ENDPOINT, HF_HUB_OFFLINE and the usual proxy
 variables all work. Its own downloader throws an interrupted file away; ours keeps the part on disk and goes on from
 there, since these files have many gigabytes.
@@ -9,12 +13,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from im3d.errors import DiskError, InputError, ModelError
@@ -26,10 +31,12 @@ from im3d.models import (
     git_blob_hash,
     human_size,
     installed,
+    installed_files,
     record_installation,
     require,
     require_licence,
     sha256_of,
+    verify,
 )
 from im3d.progress import Progress, silent
 from im3d.storage import explained, make_folder
@@ -37,6 +44,7 @@ from im3d.storage import explained, make_folder
 METADATA_TIMEOUT_S = 20.0
 # A step of `Progress` during a download.
 MEBIBYTE = 1 << 20
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,9 @@ class RemoteFile:
 
 
 def download(name: str, progress: Progress = silent) -> Path:
-    """Installs a model from the hub and returns its folder. Does nothing when it is installed already.
+    """Installs a model from the hub and returns its folder.
 
+    What is installed already is read again: nothing is fetched when all is well, and damaged files are fetched anew.
     What an interrupted download has fetched stays on disk, and the next call goes on from there.
 
     Args:
@@ -69,11 +78,11 @@ def download(name: str, progress: Progress = silent) -> Path:
         InputError: The models folder cannot be written.
     """
     model = find_model(name)
-    folder = installed(name)
-    if folder is not None:
-        return folder
+    if installed(name) is not None and _unharmed(model):
+        return model.folder
     if model.shipped:
         require(name)
+        raise ModelError(f"The weights of {name}, which come with im3d, are damaged.", "Install im3d again.")
     require_licence(model)
     if _offline():
         raise ModelError(
@@ -221,6 +230,13 @@ def _listing(model: Model) -> tuple[str, list[RemoteFile]]:
         for s in info.siblings or []
         if model.wants(s.rfilename)
     ]
+    for file in files:
+        if not _sound(file):
+            raise _not_trusted(f"lists {file.path[:80]!r}, which no model holds")
+    if COMMIT.fullmatch(model.revision) and info.sha != model.revision:
+        raise _not_trusted(f"gives another revision of {model.repository} than was asked for")
+    if info.sha and not COMMIT.fullmatch(info.sha):
+        raise _not_trusted(f"names no commit of {model.repository}")
     missing = [pattern for pattern in model.files if not any(fnmatchcase(f.path, pattern) for f in files)]
     if missing or not info.sha:
         raise ModelError(
@@ -228,6 +244,30 @@ def _listing(model: Model) -> tuple[str, list[RemoteFile]]:
             "Update im3d, or bring the files with --from.",
         )
     return info.sha, files
+
+
+def _sound(file: RemoteFile) -> bool:
+    """Whether a file's path stays in the model's folder on every system, and its size and hash can be such."""
+    names = file.path.split("/")
+    return (
+        all(re.fullmatch(r"[\w+-][\w .+-]{0,200}", name) and not name.endswith((".", " ")) for name in names)
+        and PurePosixPath(file.path).as_posix() == file.path
+        and file.bytes >= 0
+        and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.hash) is not None
+    )
+
+
+def _not_trusted(what: str) -> ModelError:
+    return ModelError(f"{_endpoint() or HUB_PAGE} {what}.", "Do not use this mirror.")
+
+
+def _unharmed(model: Model) -> bool:
+    """Whether an installed model's files are all what they should be; files that were never compared are not."""
+    if verify(model.name):
+        return False
+    files = installed_files(model.folder)
+    known = all(f.checked != "nothing" and model.sha256.get(f.path, f.sha256) == f.sha256 for f in files)
+    return known or _offline()
 
 
 def _hub_hashes(model: Model) -> dict[str, str]:
@@ -314,6 +354,7 @@ def _explained(model: Model) -> Iterator[None]:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
+    _require_proxy()
     again = f"What has arrived is kept: run im3d models download {model.name} again to go on."
     try:
         yield
@@ -346,6 +387,27 @@ def _explained(model: Model) -> Iterator[None]:
         if error.errno is not None:
             raise
         raise ModelError(f"The download of {model.name} ended early.", again) from error
+
+
+def _require_proxy() -> None:
+    """Raises:
+    ModelError: A proxy is set that cannot be used.
+    """
+    import httpx2
+    from huggingface_hub import get_session
+
+    try:
+        get_session()
+    except ImportError as error:
+        raise ModelError(
+            "A SOCKS proxy is set (ALL_PROXY), and this installation lacks the package socksio that it needs.",
+            "Set an HTTP proxy (HTTPS_PROXY) and no ALL_PROXY, or install the backend again.",
+        ) from error
+    except (ValueError, httpx2.InvalidURL) as error:
+        reason = str(error).rstrip(".")
+        raise ModelError(
+            f"The proxy that is set cannot be used: {reason}.", "Check ALL_PROXY and HTTPS_PROXY."
+        ) from error
 
 
 def _endpoint() -> str | None:

@@ -195,6 +195,22 @@ def verify(name: str, progress: Progress = silent) -> list[str]:
     return problems
 
 
+def unreadable(path: Path, reason: object = "") -> ModelError:
+    """The error of weights that are installed and cannot be read; its remedy gets them again.
+
+    Args:
+        path: The file or folder.
+        reason: What the reader said.
+    """
+    said = f" ({str(reason).splitlines()[0].rstrip('.')})" if str(reason).strip() else ""
+    model = next((m for m in models().values() if path.is_relative_to(m.folder)), None)
+    if model is None:
+        return ModelError(f"{path} does not hold the weights that it should{said}.", "Bring another copy.")
+    if model.shipped:
+        return ModelError(f"The weights of {model.name} cannot be read{said}.", "Install im3d again.")
+    return ModelError(f"{path} is damaged{said}.", f"Download {model.title} again.", f"download {model.name}")
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:

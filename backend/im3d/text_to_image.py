@@ -23,7 +23,7 @@ import torch
 from im3d.errors import InputError, ModelError, OutOfMemoryError
 from im3d.images import FloatArray, as_rgba
 from im3d.model_cache import MODELS
-from im3d.models import find_model, installed, models, require
+from im3d.models import find_model, installed, models, require, unreadable
 from im3d.progress import Progress
 from im3d.settings import ImageMemory, ImageSettings
 
@@ -209,10 +209,7 @@ def _read_pipeline(model: str, folder: Path, device: torch.device, mode: str) ->
             folder, torch_dtype=dtype, variant=find_model(model).variant, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{folder} does not hold {find_model(model).title} ({error}).",
-            f"Check it with: im3d models verify {model}, or install it again.",
-        ) from error
+        raise unreadable(folder, error) from error
     pipeline.set_progress_bar_config(disable=True)
     if mode == "compressed":
         for network in _large_networks(pipeline):

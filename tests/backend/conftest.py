@@ -7,9 +7,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_server import WEIGHTS, Hub
-
-from im3d.models import find_model
+from hub_server import WEIGHTS, Hub, unpublished
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 8192)
     hub.files = {"sv3d_u.safetensors": WEIGHTS, "README.md": b"not wanted"}
     # Other bytes than the published ones; what a published hash does is shown on IS-Net's.
-    monkeypatch.delitem(find_model("sv3d_u").sha256, "sv3d_u.safetensors")
+    unpublished("sv3d_u", monkeypatch)
     yield hub
     huggingface_hub.close_session()
     hub.close()

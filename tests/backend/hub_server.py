@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from im3d import models
 from im3d.models import find_model
 
@@ -24,6 +26,7 @@ class Hub:
     Attributes:
         files: Content by path. Paths ending in .json are kept as git blobs, others as large files.
         stated: Hashes to state instead of the true ones.
+        commit: The commit to state; None: the one that is asked for, or COMMIT for a branch.
         cut_at: Bytes after which the next transfer breaks off, once.
         ranges: Whether requests for the rest of a file get the rest; some caches send all of it.
         token: What a request for a file must bear, or None.
@@ -34,6 +37,7 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.stated: dict[str, str] = {}
+        self.commit: str | None = None
         self.cut_at: int | None = None
         self.ranges = True
         self.token: str | None = None
@@ -74,11 +78,14 @@ class Hub:
         self.requests.append(("GET", handler.path, handler.headers.get("Range"), authorization))
         path = urlsplit(handler.path).path
         if path.startswith("/api/models/"):
-            self._send(handler, 200, json.dumps(self.listing()).encode(), {"Content-Type": "application/json"})
+            revision = path.rpartition("/revision/")[2]
+            asked = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else COMMIT
+            listing = {**self.listing(), "sha": self.commit or asked}
+            self._send(handler, 200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
         elif self.token is not None and authorization != f"Bearer {self.token}":
             status = 401 if authorization is None else self.refused
             self._send(handler, status, b"", {"X-Error-Code": "GatedRepo"})
-        elif (file := path.partition(f"/resolve/{COMMIT}/")[2]) in self.files:
+        elif (file := re.sub(r".*/resolve/[0-9a-f]{40}/", "", path)) in self.files:
             self._transfer(handler, self.files[file])
         else:
             self._send(handler, 404, b"", {"X-Error-Code": "EntryNotFound"})
@@ -92,7 +99,7 @@ class Hub:
                 sha = self.stated.get(path, hashlib.sha256(content).hexdigest())
                 entry["lfs"] = {"sha256": sha, "size": len(content), "pointerSize": 135}
             siblings.append(entry)
-        return {"_id": "1", "id": "any/thing", "sha": COMMIT, "siblings": siblings, "private": False}
+        return {"_id": "1", "id": "any/thing", "siblings": siblings, "private": False}
 
     def _transfer(self, handler: BaseHTTPRequestHandler, content: bytes) -> None:
         span = handler.headers.get("Range", "bytes=0-") if self.ranges else "bytes=0-"
@@ -120,6 +127,13 @@ class Hub:
 
 def accepted(name: str) -> str:
     models.accept_licence(name)
+    return name
+
+
+def unpublished(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model whose files may be any in this test: no hash of them is published."""
+    for path in list(find_model(name).sha256):
+        monkeypatch.delitem(find_model(name).sha256, path)
     return name
 
 

@@ -102,13 +102,17 @@ class Evil:
         return print, ("code from a weights file ran",)
 
 
-@pytest.mark.parametrize("kind", ["code", "noise", "missing", "extra", "shape"])
+@pytest.mark.parametrize("kind", ["code", "cut", "noise", "missing", "extra", "shape"])
 def test_other_files_are_refused(
-    kind: str, weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, weights: dict[str, Tensor], home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / ("isnet.pth" if kind == "code" else "isnet.safetensors")
+    path = home / "models" / "isnet" / ("isnet.pth" if kind in ("code", "cut") else "isnet.safetensors")
+    path.parent.mkdir(parents=True)
     if kind == "code":
         torch.save({"conv_in.weight": Evil()}, path)
+    elif kind == "cut":
+        torch.save(weights, path)
+        path.write_bytes(path.read_bytes()[:-100].ljust(path.stat().st_size, b"\0"))
     elif kind == "noise":
         path.write_bytes(b"no weights at all")
     else:
@@ -120,9 +124,9 @@ def test_other_files_are_refused(
         else:
             changed["side1.weight"] = torch.zeros(1, 32, 3, 3)
         save_file(changed, path)
-    with pytest.raises(ModelError, match="does not hold the weights of IS-Net") as caught:
+    with pytest.raises(ModelError, match="is damaged") as caught:
         load_isnet(path)
-    assert "im3d models download isnet" in caught.value.hint
+    assert caught.value.remedy == "download isnet"
     assert "ran" not in capsys.readouterr().out
 
 

@@ -5,17 +5,59 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import socket
+import socketserver
+import sys
+import threading
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from hub_server import COMMIT, WEIGHTS, Hub, accepted, parts
+from hub_server import COMMIT, WEIGHTS, Hub, accepted, parts, unpublished
 
 from im3d import model_hub
 from im3d.errors import CancelledError, DiskError, InputError, ModelError
 from im3d.models import find_model, installed, require, verify
+
+
+@contextmanager
+def socks_proxy(port: int) -> Iterator[tuple[str, list[bytes]]]:
+    """A SOCKS 5 proxy whose every connection goes to a port of this machine: its address, and the hosts asked for."""
+    asked: list[bytes] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            methods = self.rfile.read(2)[1]
+            self.rfile.read(methods)
+            self.wfile.write(b"\5\0")
+            _, _, _, kind, length = self.rfile.read(5)
+            assert kind == 3  # a name: the proxy looks it up
+            asked.append(self.rfile.read(length))
+            self.rfile.read(2)
+            self.wfile.write(b"\5\0\0\1" + bytes(6))
+            with socket.create_connection(("127.0.0.1", port)) as there:
+                up = threading.Thread(target=self._pump, args=(self.connection, there))
+                up.start()
+                self._pump(there, self.connection)
+                up.join()
+
+        @staticmethod
+        def _pump(source: socket.socket, target: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(65536):
+                    target.sendall(data)
+            for end in (source, target):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        yield f"socks5://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
 
 
 class TestDownload:
@@ -117,6 +159,81 @@ class TestDownload:
         assert parts("sv3d_u") == []
         assert installed("sv3d_u") is None
 
+    def test_damaged_files_of_the_right_size_are_fetched_again(self, hub: Hub) -> None:
+        folder = model_hub.download(accepted("sv3d_u"))
+        (folder / "sv3d_u.safetensors").write_bytes(WEIGHTS[::-1])
+        assert installed("sv3d_u") == folder  # as far as names and sizes tell
+        before = len(hub.transfers)
+        assert model_hub.download("sv3d_u") == folder
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+        assert len(hub.transfers) == before + 1
+        assert verify("sv3d_u") == []
+
+    def test_damaged_files_of_ones_own_are_replaced_and_not_written(self, hub: Hub, tmp_path: Path) -> None:
+        mine = tmp_path / "mine.safetensors"
+        mine.write_bytes(WEIGHTS)
+        folder = model_hub.install_local(accepted("sv3d_u"), mine)
+        mine.write_bytes(WEIGHTS[::-1])
+        model_hub.download("sv3d_u")
+        assert mine.read_bytes() == WEIGHTS[::-1]
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    def test_files_that_could_not_be_compared_are_compared_by_the_next_download(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "mine.safetensors").write_bytes(WEIGHTS[::-1])
+        with monkeypatch.context() as offline:
+            offline.setenv("HF_HUB_OFFLINE", "1")
+            folder = model_hub.install_local(accepted("sv3d_u"), tmp_path / "mine.safetensors")
+            assert model_hub.download("sv3d_u") == folder  # nothing better can be had
+        model_hub.download("sv3d_u")
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "tokenizer/../../../evil.json",
+            "tokenizer/a/../../../../evil.json",
+            "tokenizer//evil.json",
+            "tokenizer/..\\..\\evil.json",
+            "tokenizer/C:evil.json",
+            "tokenizer/.hidden.json",
+            "tokenizer/e\0vil.json",
+            "tokenizer/" + "n" * 300 + ".json",
+        ],
+    )
+    def test_a_mirror_cannot_name_a_file_elsewhere(
+        self, path: str, hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unpublished("flux2_klein", monkeypatch)
+        hub.files = {f"{folder}/config.json": b"{}" for folder in ("scheduler", "text_encoder", "transformer", "vae")}
+        hub.files |= {"model_index.json": b"{}", "tokenizer/vocab.json": b"{}", path: b"evil"}
+        with pytest.raises(ModelError, match="which no model holds"):
+            model_hub.download(accepted("flux2_klein"))
+        assert hub.transfers == []
+        assert [p for p in home.parent.rglob("*") if "evil" in p.name] == []
+
+    @pytest.mark.parametrize("digest", ["../../../../evil", "", "f" * 39, "F" * 40])
+    def test_nor_by_what_it_calls_a_hash(self, digest: str, hub: Hub, home: Path) -> None:
+        hub.stated["sv3d_u.safetensors"] = digest
+        with pytest.raises(ModelError, match="which no model holds"):
+            model_hub.download(accepted("sv3d_u"))
+        assert hub.transfers == []
+
+    def test_a_pinned_revision_is_the_one_that_is_fetched(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        unpublished("vgg16", monkeypatch)
+        hub.files = {"model.safetensors": WEIGHTS}
+        hub.commit = COMMIT
+        with pytest.raises(ModelError, match="another revision of timm/vgg16"):
+            model_hub.download(accepted("vgg16"))
+        assert hub.transfers == []
+        hub.commit = None
+        folder = model_hub.download("vgg16")
+        assert json.loads((folder / "installed.json").read_text())["revision"] == find_model("vgg16").revision
+        hub.commit = "../../main"
+        with pytest.raises(ModelError, match="names no commit"):
+            model_hub.download(accepted("sv3d_u"))
+
     def test_the_published_hash_rules_over_the_hubs(self, hub: Hub) -> None:
         hub.files = {"isnet-general-use.pth": b"not the weights, but honestly listed"}
         with pytest.raises(ModelError, match=r"isnet-general-use\.pth of isnet does not have the expected hash"):
@@ -136,7 +253,7 @@ class TestDownload:
             "vae/config.json": b"{}",
             "flux-2-klein-4b.safetensors": b"0",
         }
-        folder = model_hub.download(accepted("flux2_klein"))
+        folder = model_hub.download(accepted(unpublished("flux2_klein", monkeypatch)))
         assert (folder / "tokenizer/vocab.json").read_bytes() == b"tokenizer/vocab.json"
         assert not (folder / "flux-2-klein-4b.safetensors").exists()
         (folder / "installed.json").unlink()
@@ -220,6 +337,36 @@ class TestDownload:
         folder = model_hub.download(accepted("sv3d_u"))
         assert len(hub.requests) == 2
         assert all(path.startswith("http://hub.invalid/") for _, path, *_ in hub.requests)
+        assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    @pytest.mark.parametrize("beside", ["", "http://127.0.0.1:9"])
+    def test_a_socks_proxy_without_its_package_is_explained(
+        self, beside: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "socksio", None)
+        monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+        monkeypatch.setenv("HTTPS_PROXY", beside)
+        huggingface_hub.close_session()
+        with pytest.raises(ModelError, match="SOCKS proxy is set") as caught:
+            model_hub.download(accepted("sv3d_u"))
+        assert "HTTPS_PROXY" in caught.value.hint
+
+    @pytest.mark.parametrize("proxy", ["gopher://127.0.0.1:9", "http://[::1", "socks4://127.0.0.1:9"])
+    def test_a_proxy_that_is_none_is_explained(self, proxy: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        huggingface_hub.close_session()
+        with pytest.raises(ModelError, match="The proxy that is set cannot be used"):
+            model_hub.download(accepted("sv3d_u"))
+
+    def test_it_goes_through_a_socks_proxy(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("socksio")
+        with socks_proxy(hub.server.server_port) as (url, asked):
+            monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+            monkeypatch.setenv("ALL_PROXY", url)
+            huggingface_hub.close_session()
+            folder = model_hub.download(accepted("sv3d_u"))
+            huggingface_hub.close_session()
+        assert set(asked) == {b"hub.invalid"}
         assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
 
     def test_two_processes_do_not_write_the_same_file(self, hub: Hub) -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hub_server import WEIGHTS, Hub, accepted
+from hub_server import WEIGHTS, Hub, accepted, unpublished
 
 from im3d import model_hub, models
 from im3d.commands import models as command
@@ -55,6 +55,19 @@ class TestFacts:
     @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (177e6, "177 MB"), (9.37e9, "9.4 GB")])
     def test_sizes(self, count: float, text: str) -> None:
         assert models.human_size(count) == text
+
+
+class TestUnreadable:
+    @pytest.mark.parametrize("name", [m.name for m in models.models().values() if not m.shipped])
+    def test_the_remedy_gets_the_model_again(self, name: str, home: Path) -> None:
+        error = models.unreadable(find_model(name).folder / find_model(name).files[0], ValueError("header\nlong"))
+        assert error.remedy == f"download {name}"
+        assert "is damaged (header)." in error.message
+
+    def test_shipped_weights_and_files_of_ones_own_cannot_be_fetched(self, tmp_path: Path) -> None:
+        shipped = models.unreadable(find_model("mini").folder / "config.json")
+        assert (shipped.remedy, shipped.hint) == ("", "Install im3d again.")
+        assert models.unreadable(tmp_path / "mine.safetensors").remedy == ""
 
 
 class TestLicence:
@@ -142,7 +155,7 @@ class TestLocalFiles:
         for name in (*wanted, "flux-2-klein-4b.safetensors", "assets/teaser.png"):
             (mine / name).parent.mkdir(parents=True, exist_ok=True)
             (mine / name).write_text(name)
-        folder = model_hub.install_local(accepted("flux2_klein"), mine)
+        folder = model_hub.install_local(accepted(unpublished("flux2_klein", monkeypatch)), mine)
         assert {f.path for f in models.installed_files(folder)} == wanted
         assert require("flux2_klein") == folder
         assert verify("flux2_klein") == []

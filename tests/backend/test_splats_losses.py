@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from im3d import efficientnet
+from im3d.errors import ModelError
 from im3d.models import find_model
 from im3d.splats import losses, perceptual
 from im3d.splats.losses import ms_ssim, ssim_target
@@ -128,6 +129,14 @@ def test_lpips_equals_the_package(vgg16_installed: dict[str, Tensor]) -> None:
 def test_vgg16_is_found_where_the_command_puts_it(vgg16_installed: dict[str, Tensor]) -> None:
     (name,) = find_model("vgg16").files
     assert perceptual.vgg16_path() == find_model("vgg16").folder / name
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x08" + bytes(7) + b"{}      "])
+def test_damaged_weights_of_vgg16_are_fetched_again(content: bytes, vgg16_installed: dict[str, Tensor]) -> None:
+    perceptual.vgg16_path().write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        perceptual.load_perceptual(torch.device("cpu"))
+    assert caught.value.remedy == "download vgg16"
 
 
 def test_flat_pictures_give_finite_gradients(vgg16_installed: dict[str, Tensor]) -> None:

@@ -171,11 +171,14 @@ class TestFailures:
         with pytest.raises(CancelledError):
             draw_picture("a mug", "flux2_klein", SMALL, 0, CPU, stop)
 
-    def test_a_folder_of_another_model_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "EvilPipeline"}))
+    def test_a_folder_of_another_model_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("IM3D_HOME", str(tmp_path))
+        folder = tmp_path / "models" / "flux2_klein"
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": "EvilPipeline"}))
         with pytest.raises(ModelError, match="it is a EvilPipeline, not a Flux2KleinPipeline") as caught:
-            load_pipeline("flux2_klein", tmp_path, CPU, "whole")
-        assert "im3d models verify flux2_klein" in caught.value.hint
+            load_pipeline("flux2_klein", folder, CPU, "whole")
+        assert caught.value.remedy == "download flux2_klein"
 
     def test_an_exhausted_gpu_names_the_next_smaller_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def exhausted(*_: object) -> None:

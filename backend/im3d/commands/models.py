@@ -108,10 +108,14 @@ def _download(args: argparse.Namespace) -> int:
         print(json.dumps({"status": "done", "models": [describe(model) for model in chosen]}))
     else:
         for model in chosen:
-            unchecked = [f.path for f in models.installed_files(model.folder) if f.checked == "nothing"]
+            files = models.installed_files(model.folder)
+            unchecked = [f.path for f in files if f.checked == "nothing"]
+            by_hub = [f.path for f in files if f.checked == "hub"]
             print(f"{model.name} is installed in {model.folder}")
             if unchecked:
                 print(f"note: no published hash is known for {', '.join(unchecked)}; what you brought was recorded.")
+            if by_hub:
+                print(f"note: compared with the hashes that the hub itself lists: {', '.join(by_hub)}.")
     return 0
 
 

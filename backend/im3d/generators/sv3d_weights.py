@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from im3d.errors import ModelError
 from im3d.generators.sv3d_network import Sv3dConfig, Sv3dNetworks, empty_networks
+from im3d.models import unreadable
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,9 @@ def load_networks(
                 else:
                     log.warning("%s: %s is not used", path.name, key)
     except FileNotFoundError as error:
-        raise ModelError(f"{path} does not exist.", "Install the model again: im3d models download NAME.") from error
+        raise unreadable(path, "it does not exist") from error
     except (OSError, SafetensorError, KeyError) as error:
-        raise _not_sv3d(path, str(error)) from error
+        raise unreadable(path, error) from error
     if finetuned is not None:
         unet |= _finetuned(finetuned, dtype)
     networks = empty_networks(config)
@@ -246,13 +247,6 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     wrong = sorted(wanted.keys() ^ tensors.keys())
     wrong += [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
     if wrong:
-        raise _not_sv3d(path, f"{type(module).__name__} differs in {len(wrong)} parameters, first {wrong[0]}")
+        raise unreadable(path, f"{type(module).__name__} differs in {len(wrong)} parameters, first {wrong[0]}")
     module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False)
-
-
-def _not_sv3d(path: Path, reason: str) -> ModelError:
-    return ModelError(
-        f"{path} is not a checkpoint of this model ({reason}).",
-        "Check it with: im3d models verify, or install it again.",
-    )

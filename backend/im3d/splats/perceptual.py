@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from im3d.efficientnet import LITE0_MEAN, LITE0_STAGES, LITE0_STD, EfficientNetLite0, lite0_weights
+from im3d.models import unreadable
 from im3d.paths import models_folder
 
 EPS = 1e-10
@@ -45,14 +46,21 @@ def perceptual_name() -> str:
 
 
 def load_perceptual(device: torch.device) -> Perceptual:
-    """The best perceptual loss that is installed."""
-    if vgg16_path().exists():
-        from safetensors import safe_open
+    """The best perceptual loss that is installed.
 
-        with safe_open(vgg16_path(), framework="pt") as file:
-            names = file.keys()
-            # Nine tenths of the file are the classifier, which nobody needs here.
-            vgg16 = Vgg16({name: file.get_tensor(name) for name in names if name.startswith("features.")})
+    Raises:
+        ModelError: The weights of VGG16 are damaged.
+    """
+    if vgg16_path().exists():
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(vgg16_path(), framework="pt") as file:
+                names = file.keys()
+                # Nine tenths of the file are the classifier, which nobody needs here.
+                vgg16 = Vgg16({name: file.get_tensor(name) for name in names if name.startswith("features.")})
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise unreadable(vgg16_path(), error) from error
         return Perceptual("lpips-vgg16", vgg16, lpips_weights(), LPIPS_MEAN, LPIPS_STD).to(device)
     weights = [torch.full((channels,), LITE0_SCALE / len(LITE0_CHANNELS)) for channels in LITE0_CHANNELS]
     network = EfficientNetLite0(lite0_weights(), LITE0_STAGES[:3])
