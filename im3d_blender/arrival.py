@@ -17,8 +17,7 @@ from .preferences import home_folder
 
 def busy(context: bpy.types.Context) -> bool:
     """Whether an object must not arrive now: somebody is in the middle of something that the import would end."""
-    is_running = getattr(bpy.app, "is_job_running", None)
-    if is_running is not None and is_running("RENDER"):
+    if bpy.app.is_job_running("RENDER"):
         return True
     active = context.view_layer.objects.active if context.view_layer else None
     return active is not None and active.mode != "OBJECT"

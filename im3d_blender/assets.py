@@ -37,8 +37,7 @@ def mark_asset(obj: bpy.types.Object, job: FinishedJob, licence: str) -> None:
     data = obj.asset_data
     data.description = job.prompt or job.name
     data.author = f"IM-3D ({job.generator})"
-    if hasattr(data, "license"):  # since 3.5
-        data.license = licence
+    data.license = licence
     data.catalog_id = CATALOG_ID
     for tag in ("IM-3D", job.generator):
         data.tags.new(tag, skip_if_exists=True)
@@ -89,7 +88,7 @@ def _set_preview(obj: bpy.types.Object, picture: Path) -> None:
         image.pixels.foreach_get(pixels)
     finally:
         bpy.data.images.remove(image)
-    preview = obj.preview_ensure() if hasattr(obj, "preview_ensure") else obj.preview
+    preview = obj.preview_ensure()
     preview.image_size = (PREVIEW_SIZE, PREVIEW_SIZE)
     preview.image_pixels_float.foreach_set(pixels)
 

@@ -77,10 +77,8 @@ def _draw_progress(
 ) -> None:
     box = layout.box()
     wrapped(box, context, message or _("Starting"), "IMPORT")
-    if fraction is not None and "progress" in bpy.types.UILayout.bl_rna.functions:
+    if fraction is not None:
         box.progress(factor=fraction, text=f"{fraction:.0%}")
-    elif fraction is not None:
-        box.label(text=f"{fraction:.0%}", translate=False)
     box.operator("im3d.cancel_install", icon="X")
 
 

@@ -1,4 +1,4 @@
-"""`blender --command im3d generate …` and `… batch …`: the operators from a terminal (Blender 4.2 and newer)."""
+"""`blender --command im3d generate …` and `… batch …`: the operators from a terminal."""
 
 from __future__ import annotations
 
@@ -89,8 +89,7 @@ def _absolute(text: str) -> str:
 
 
 def attach() -> None:
-    if hasattr(bpy.utils, "register_cli_command"):  # since 4.2
-        _commands.append(bpy.utils.register_cli_command("im3d", run))
+    _commands.append(bpy.utils.register_cli_command("im3d", run))
 
 
 def detach() -> None:

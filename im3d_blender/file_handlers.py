@@ -1,4 +1,4 @@
-"""Pictures dropped onto the viewport (Blender 4.1 and newer)."""
+"""Pictures dropped onto the viewport."""
 
 from __future__ import annotations
 
@@ -36,18 +36,15 @@ class IM3D_OT_drop_pictures(bpy.types.Operator):
         return {"FINISHED"}
 
 
-CLASSES: list[type] = [IM3D_OT_drop_pictures]
+class IM3D_FH_pictures(bpy.types.FileHandler):
+    bl_idname = "IM3D_FH_pictures"
+    bl_label = IM3D_OT_drop_pictures.bl_label
+    bl_import_operator = IM3D_OT_drop_pictures.bl_idname
+    bl_file_extensions = ";".join(sorted(PICTURES))
 
-if hasattr(bpy.types, "FileHandler"):
+    @classmethod
+    def poll_drop(cls, context: bpy.types.Context) -> bool:
+        return context.area is not None and context.area.type == "VIEW_3D"
 
-    class IM3D_FH_pictures(bpy.types.FileHandler):
-        bl_idname = "IM3D_FH_pictures"
-        bl_label = IM3D_OT_drop_pictures.bl_label
-        bl_import_operator = IM3D_OT_drop_pictures.bl_idname
-        bl_file_extensions = ";".join(sorted(PICTURES))
 
-        @classmethod
-        def poll_drop(cls, context: bpy.types.Context) -> bool:
-            return context.area is not None and context.area.type == "VIEW_3D"
-
-    CLASSES.append(IM3D_FH_pictures)
+CLASSES = [IM3D_OT_drop_pictures, IM3D_FH_pictures]

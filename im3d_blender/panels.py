@@ -57,10 +57,7 @@ def has_source(settings: IM3D_PG_scene) -> bool:
 def _draw_prompt(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
     row = layout.row()
     row.scale_y = 1.2
-    if bpy.app.version >= (4, 1, 0):
-        row.prop(settings, "prompt", text="", placeholder="One object, in a sentence")
-    else:
-        row.prop(settings, "prompt", text="")
+    row.prop(settings, "prompt", text="", placeholder="One object, in a sentence")
     if len(settings.prompt) > 20:
         # The field shows one line, the rest of a sentence would be hidden.
         note = layout.column()
@@ -87,21 +84,19 @@ def _draw_views(layout: bpy.types.UILayout, context: bpy.types.Context, settings
 
 
 def _draw_details(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
-    """The fold; `layout.panel` would do, but came with Blender 4.1."""
-    row = layout.row()
-    row.alignment = "LEFT"
-    icon = "TRIA_DOWN" if settings.show_details else "TRIA_RIGHT"
-    row.prop(settings, "show_details", icon=icon, emboss=False)
-    if not settings.show_details:
+    """The less common settings, folded away until they are wanted."""
+    header, body = layout.panel_prop(settings, "show_details")
+    header.label(text="Details")
+    if body is None:
         return
-    column = layout.column()
+    column = body.column()
     column.use_property_split = True
     column.use_property_decorate = False
     column.prop(settings, "name")
     column.prop(settings, "faces")
     column.prop(settings, "texture_size")
     column.prop(settings, "place")
-    column = layout.column(align=True)
+    column = body.column(align=True)
     if settings.source == "IMAGE":
         column.prop(settings, "recenter")
     if settings.source != "PROMPT":
@@ -113,7 +108,7 @@ def _draw_details(layout: bpy.types.UILayout, context: bpy.types.Context, settin
     column.prop(settings, "as_asset")
     if settings.as_asset:
         column.prop_search(settings, "library", context.preferences.filepaths, "asset_libraries", text="")
-    layout.operator("im3d.batch", icon="FILE_TEXT")
+    body.operator("im3d.batch", icon="FILE_TEXT")
 
 
 CLASSES = [IM3D_PT_main]

@@ -143,7 +143,7 @@ def image_from_clipboard(context: bpy.types.Context) -> bpy.types.Image:
     """The clipboard's picture, or the picture file whose path it holds, as an image data-block.
 
     Raises:
-        PictureError: There is none, or this Blender cannot take pictures from the clipboard.
+        PictureError: There is none.
     """
     text = context.window_manager.clipboard.strip().strip('"')
     if text and len(text) < 4096 and "\n" not in text:
@@ -151,8 +151,7 @@ def image_from_clipboard(context: bpy.types.Context) -> bpy.types.Image:
         if path.suffix.lower() in PICTURES and path.is_file():
             return bpy.data.images.load(str(path), check_existing=True)
     before = set(bpy.data.images)
-    # Known by its absence in Blender 3.
-    if "clipboard_paste" in dir(bpy.ops.image) and context.area is not None:
+    if context.area is not None:
         area, kind = context.area, context.area.ui_type
         try:
             # Blender's operator puts the picture into an image editor, so there has to be one for a moment.

@@ -119,8 +119,8 @@ def jobs_folder(context: bpy.types.Context) -> Path:
 
 
 def online() -> bool:
-    """Whether the user lets add-ons use the network; Blenders before 4.2 have no such switch."""
-    return bool(getattr(bpy.app, "online_access", True))
+    """Whether the user lets add-ons use the network."""
+    return bool(bpy.app.online_access)
 
 
 CLASSES = [IM3D_AP_preferences]

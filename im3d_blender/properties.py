@@ -25,7 +25,7 @@ TEXTURE_SIZES = [(str(size), f"{size} px", "Side of the square texture") for siz
 
 def _image_chosen(settings: IM3D_PG_scene, context: bpy.types.Context) -> None:
     # The panel shows the preview; while it is drawn no data-block may be changed.
-    if settings.image is not None and hasattr(settings.image, "preview_ensure"):
+    if settings.image is not None:
         settings.image.preview_ensure()
 
 
@@ -64,7 +64,7 @@ class IM3D_PG_scene(bpy.types.PropertyGroup):
         max=1000.0,
         precision=3,
     )
-    show_details: bpy.props.BoolProperty(name="Details", description="Show the less common settings")
+    show_details: bpy.props.BoolProperty()
     faces: bpy.props.IntProperty(
         name="Faces", description="Triangles of the mesh, at most", default=20000, min=100, max=1_000_000
     )
@@ -136,8 +136,6 @@ class IM3D_PG_session(bpy.types.PropertyGroup):
         max=1000.0,
         precision=3,
     )
-    # The bar of Blenders that have no progress bar of their own (before 4.0).
-    percent: bpy.props.FloatProperty(name="Progress", subtype="PERCENTAGE", min=0.0, max=100.0, precision=0)
 
 
 def refresh_jobs(context: bpy.types.Context) -> None:

@@ -70,11 +70,7 @@ def draw_running(
     row.label(text=job.request["name"], icon="RENDER_ANIMATION", translate=False)
     row.operator("im3d.cancel", text="", icon="X", emboss=False).job = job.id
     stage = _(STAGES.get(job.stage, "Starting"))
-    if "progress" in bpy.types.UILayout.bl_rna.functions:
-        box.progress(factor=job.fraction, text=f"{job.fraction:.0%}")
-    else:
-        bar = box.row()
-        bar.prop(context.window_manager.im3d, "percent", text="", slider=True)
+    box.progress(factor=job.fraction, text=f"{job.fraction:.0%}")
     facts = box.row()
     facts.scale_y = 0.8
     facts.label(text=stage, translate=False)

@@ -231,19 +231,11 @@ def _tick() -> float:
         advance(bpy.context, session)
         if backend_state.advance(bpy.context):
             redraw(bpy.context)
-        _show_percent(bpy.context, session)
         _free_when_idle(bpy.context, session)
         return ACTIVE_S if session.is_active or backend_state.is_working() else IDLE_S
     except Exception:
         traceback.print_exc()
         return IDLE_S
-
-
-def _show_percent(context: bpy.types.Context, session: Session) -> None:
-    running = next((job for job in session.queue.jobs if job.state == "running"), None)
-    percent = 100 * running.fraction if running is not None else 0.0
-    if context.window_manager.im3d.percent != percent:
-        context.window_manager.im3d.percent = percent
 
 
 def _free_when_idle(context: bpy.types.Context, session: Session) -> None:

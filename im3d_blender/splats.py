@@ -95,12 +95,8 @@ def _node_group() -> bpy.types.NodeTree:
     if known is not None:
         return known
     group = bpy.data.node_groups.new(NODES, "GeometryNodeTree")
-    if hasattr(group, "interface"):
-        group.interface.new_socket("Geometry", in_out="INPUT", socket_type="NodeSocketGeometry")
-        group.interface.new_socket("Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")
-    else:
-        group.inputs.new("NodeSocketGeometry", "Geometry")
-        group.outputs.new("NodeSocketGeometry", "Geometry")
+    for direction in ("INPUT", "OUTPUT"):
+        group.interface.new_socket("Geometry", in_out=direction, socket_type="NodeSocketGeometry")
     nodes, links = group.nodes, group.links
     start, end = nodes.new("NodeGroupInput"), nodes.new("NodeGroupOutput")
     radius = nodes.new("GeometryNodeInputNamedAttribute")
