@@ -306,14 +306,17 @@ def device_name() -> str:
 
     tool = shutil.which("nvidia-smi")
     if tool is not None:
-        try:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
             query = [tool, "--query-gpu=name", "--format=csv,noheader"]
-            done = subprocess.run(query, capture_output=True, text=True, timeout=3, check=False)
-            names = done.stdout.strip().splitlines()
-            if done.returncode == 0 and names:
+            # Not `run`, which waits for the end of what it has killed: with a broken driver that never comes.
+            asked = subprocess.Popen(query, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            try:
+                names = asked.communicate(timeout=3)[0].decode("utf-8", "replace").strip().splitlines()
+            except subprocess.TimeoutExpired:
+                asked.kill()
+                raise
+            if asked.returncode == 0 and names:
                 return names[0]
-        except (OSError, subprocess.SubprocessError):
-            pass
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
