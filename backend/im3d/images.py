@@ -26,7 +26,7 @@ FloatArray = NDArray[np.float32]
 # A picture is decoded only below this size: a small file can claim any number of pixels.
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
-# A job's picture is reduced to this: an object that fills a quarter of it still has the pixels of the largest generator.
+# A job's picture is reduced to this: an object that fills a quarter of it keeps enough pixels for every generator.
 LONGEST_SIDE = 2048
 # Plain raster formats. Pillow's others hand the file to external programs (EPS) or hold no single picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "TGA", "PPM")
