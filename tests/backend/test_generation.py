@@ -382,12 +382,6 @@ def test_an_exhausted_gpu_ends_with_status_4_and_names_the_smaller_mode(
 class TestRefusals:
     """What cannot work is said in the first second, before anything is drawn."""
 
-    @pytest.mark.parametrize("setting", ["refine.noise=1.5", "refine.noise=-0.1", "refine.steps=0"])
-    def test_a_refinement_out_of_range(self, setting: str, tmp_path: Path, picture: Path) -> None:
-        job = new_job(tmp_path / "job", settings=(setting,), image=str(picture))
-        with pytest.raises(InputError, match="refinement"):
-            run(job)
-
     def test_a_raised_orbit_by_a_generator_without_elevations(self, tmp_path: Path, picture: Path) -> None:
         with pytest.raises(InputError, match="mini cannot draw a raised orbit"):
             run(new_job(tmp_path / "job", settings=("refine.raise_deg=20",), image=str(picture)))
