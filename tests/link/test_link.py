@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extension.im3d_blender.link import backend as link_backend
 from extension.im3d_blender.link.backend import LOG_BYTES, Backend, Deadlines, Failure
 from extension.im3d_blender.link.environment import backend_command, child_environment
 from extension.im3d_blender.link.queue import CANCEL_S, SILENCE_S, JobQueue, QueuedJob
@@ -303,3 +304,16 @@ def test_damaged_stage_times_are_as_good_as_none(tmp_path: Path) -> None:
         fraction, left = StageTimes(path).estimate("k", "fit", 1, 2, 10.0)
         assert 0 < fraction < 1
         assert left is None
+
+
+def test_a_backend_is_pinged_though_nobody_looks_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blender's timers stand still while it renders; the thread that writes does not."""
+    monkeypatch.setattr(link_backend, "PING_S", 0.01)
+    code = "import sys; open(sys.argv[1], 'w').writelines(sys.stdin.readline() for _ in range(3))"
+    backend = Backend([sys.executable, "-c", code, str(tmp_path / "said")], tmp_path / "log")
+    backend.start()
+    assert backend._process is not None
+    assert backend._process.wait(timeout=30) == 0
+    backend.stop()
+    said = (tmp_path / "said").read_bytes().splitlines()
+    assert [link_backend.protocol.decode(line)["type"] for line in said] == ["ping"] * 3
