@@ -70,6 +70,8 @@ def register() -> None:
     translations.attach(preferences.BASE_PACKAGE)
     properties.attach()
     operators.attach()
+    queue_ui.attach()
+    file_handlers.attach()
     session.attach()
     command_line.attach()
 
@@ -78,6 +80,8 @@ def unregister() -> None:
     command_line.detach()
     session.detach()
     backend_state.close()
+    file_handlers.detach()
+    queue_ui.detach()
     operators.detach()
     properties.detach()
     thumbnails.clear()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import bpy
 
 from . import assets, importing, lods, splats
+from .free_place import step_aside
 from .jobs import FinishedJob, read_job
 from .model_facts import licence_of, read_models
 from .placement import Placement
@@ -50,13 +51,17 @@ def place(
         collection=placement.collection,
         select=placement.select,
     )
+    if placement.step_aside:
+        step_aside(context, obj)
+    beside: list[bpy.types.Object] = []
     if placement.lods:
-        lods.add_levels(context, obj)
+        beside += lods.add_levels(context, obj)
     if placement.splats and job.splats is not None:
         try:
-            splats.add_points(obj, job.splats, job.orbit_from_glb, job.height_m)
+            beside.append(splats.add_points(obj, job.splats, job.orbit_from_glb, job.height_m))
         except splats.SplatsError as error:
             notes.append(str(error))
+    _hide(context, beside)
     if placement.library:
         assets.mark_asset(obj, job, licence_of(job.generator, read_models(home_folder(context))))
         if placement.library != assets.THIS_FILE:
@@ -65,6 +70,17 @@ def place(
             except assets.AssetError as error:
                 notes.append(str(error))
     return obj, notes
+
+
+def _hide(context: bpy.types.Context, objects: Iterable[bpy.types.Object]) -> None:
+    """Hides what would flicker in the object's own place; the eye in the outliner shows it."""
+    layer = context.view_layer
+    layer.update()
+    for obj in objects:
+        obj.hide_render = True
+        # One in a collection that the view layer leaves out is not seen anyway.
+        if layer.objects.get(obj.name) == obj:
+            obj.hide_set(True, view_layer=layer)
 
 
 def _make_collection(scene: bpy.types.Scene, name: str) -> None:

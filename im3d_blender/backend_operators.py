@@ -33,8 +33,7 @@ class IM3D_OT_install_backend(bpy.types.Operator):
         try:
             backend_state.install(context)
         except LookupError as error:
-            text = bpy.app.translations.pgettext_iface("The backend cannot be installed on {}.")
-            self.report({"ERROR"}, text.format(error))
+            self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
         return {"FINISHED"}
 

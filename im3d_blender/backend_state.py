@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 
 import bpy
 
-from .install import Installation, Installed, InstallProgress, InstallSpec, default_spec, find_installed
+from .install import Installation, Installed, InstallProgress, default_spec, find_installed
 from .link.environment import PYTHON_VARIABLE, backend_command, child_environment
 from .model_facts import ModelFacts, read_models
-from .preferences import backend_folder, get_preferences, home_folder, online
+from .preferences import get_preferences, home_folder, online
 from .tasks import Task
 
 MANIFEST = Path(__file__).resolve().parent.parent / "blender_manifest.toml"
@@ -30,25 +29,19 @@ class BackendState:
 
     Attributes:
         installed: The backend in the chosen home, None when there is none (on a remote host nobody looks).
-        offer: What would be installed; None until the graphics driver was asked.
-        no_offer: The platform on which nothing can be installed, "" on all others.
         models: All models, with whether they are installed.
         installation: Under way, or None.
         progress: Of the installation, the last one also after it ended in a failure.
         task: The model download under way, or the last one if it failed.
         task_model: Name of the model that it gets.
-        shown_offer: What of the offer was known at the last tick.
     """
 
     installed: Installed | None = None
-    offer: InstallSpec | None = None
-    no_offer: str = ""
     models: list[ModelFacts] = field(default_factory=list)
     installation: Installation | None = None
     progress: InstallProgress | None = None
     task: Task | None = None
     task_model: str = ""
-    shown_offer: tuple[bool, str] = (False, "")
 
 
 state = BackendState()
@@ -75,26 +68,18 @@ def model(name: str) -> ModelFacts | None:
 
 def refresh(context: bpy.types.Context) -> None:
     """Looks at the home folder again."""
-    state.installed = find_installed(backend_folder(context))
-    state.models = read_models(home_folder(context))
-    if state.installed is None and state.offer is None and not state.no_offer:
-        threading.Thread(target=_make_offer, daemon=True).start()  # the graphics driver takes up to a second to answer
-
-
-def _make_offer() -> None:
-    try:
-        state.offer = default_spec(version(), sys.executable)
-    except LookupError as error:
-        state.no_offer = str(error)
+    home = home_folder(context)
+    state.installed = find_installed(home)
+    state.models = read_models(home)
 
 
 def install(context: bpy.types.Context) -> None:
     """Starts installing the backend that this add-on brings into the home folder.
 
     Raises:
-        LookupError: There is none for this kind of machine; the text names it.
+        LookupError: There is none for this kind of machine; the text is a sentence for the user.
     """
-    spec = state.offer or default_spec(version(), sys.executable)
+    spec = default_spec(version(), sys.executable)
     state.installation = Installation(home_folder(context), spec, online())
     state.progress = None
     state.installation.start()
@@ -113,10 +98,10 @@ def cancel_install() -> None:
 
 def download(context: bpy.types.Context, name: str) -> None:
     """Starts downloading a model whose licence the user has accepted."""
+    home = home_folder(context)
     arguments = ["models", "download", name, "--accept-licence", "--json"]
     state.task_model = name
-    command = tool_command(backend_command(backend_folder(context)), arguments)
-    state.task = Task(name, command, child_environment(home_folder(context)))
+    state.task = Task(name, tool_command(backend_command(home), arguments), child_environment(home))
 
 
 def tool_command(serve: list[str], arguments: list[str]) -> list[str]:
@@ -132,9 +117,7 @@ def cancel_download() -> None:
 
 def advance(context: bpy.types.Context) -> bool:
     """Hears what is under way; True when the panel has something new to show."""
-    known = (state.offer is not None, state.no_offer)
-    changed = known != state.shown_offer
-    state.shown_offer = known
+    changed = False
     if state.installation is not None:
         state.progress = state.installation.poll()
         changed = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import bpy
@@ -36,9 +35,7 @@ class Batch:
         if row is not None:
             row.status = job.state
             row.message = "" if job.state == "done" else failure_text(job)
-            # A table that cannot be written now, for instance since a spreadsheet holds it open, is tried again.
-            with contextlib.suppress(RequestError, OSError):
-                write_results(self.rows, self.results)
+            write_results(self.rows, self.results)
 
 
 class IM3D_OT_batch(bpy.types.Operator):
@@ -67,7 +64,9 @@ class IM3D_OT_batch(bpy.types.Operator):
         name="Import", description="Import the objects, side by side", default=True, options={"SKIP_SAVE"}
     )
     wait: bpy.props.BoolProperty(
-        name="Wait", description="Return when all lines have ended; always so without a window", options={"SKIP_SAVE"}
+        name="Wait",
+        description="Return when all lines have ended; always so without a window",
+        options={"HIDDEN", "SKIP_SAVE"},  # in the dialog it would freeze the window
     )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
@@ -111,11 +110,7 @@ class IM3D_OT_batch(bpy.types.Operator):
                 arrive=self.arrive,
                 select=False,
             )
-            try:
-                job = session.submit(context, row.request, placement)
-            except (OSError, ValueError) as error:
-                row.status, row.message = "failed", str(error)
-                continue
+            job = session.submit(context, row.request, placement)
             row.job = str(job.folder)
             batch.jobs[job.id] = row
 

@@ -3,14 +3,22 @@ panel."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import bpy
 
 from . import session
 from .assets import THIS_FILE
-from .job_request import GENERATORS, MAX_HEIGHT, MAX_SEED, PRESETS, VIEWS_GENERATOR, RequestError, make_request
+from .job_request import (
+    GENERATORS,
+    MAX_HEIGHT,
+    MAX_SEED,
+    PRESETS,
+    VIEWS_GENERATOR,
+    RequestError,
+    make_request,
+    random_seed,
+)
 from .link.queue import QueuedJob
 from .pictures import PictureError, image_file
 from .placement import Placement
@@ -74,6 +82,12 @@ class IM3D_OT_generate(bpy.types.Operator):
     location: bpy.props.FloatVectorProperty(
         name="Location", description="Where the centre of the object's base goes", subtype="TRANSLATION", options=SKIP
     )
+    step_aside: bpy.props.BoolProperty(
+        name="Step Aside",
+        description="Place the object beside what stands at its location already, instead of into it",
+        default=True,
+        options=SKIP,
+    )
     collection: bpy.props.StringProperty(
         name="Collection", description="Collection that receives the object; empty takes the active one", options=SKIP
     )
@@ -99,7 +113,7 @@ class IM3D_OT_generate(bpy.types.Operator):
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
         settings = context.scene.im3d
         if not settings.lock_seed and not self.properties.is_property_set("seed"):
-            settings.seed = random.randint(0, MAX_SEED)
+            settings.seed = random_seed()
         given = {name for name in self.properties.keys() if self.properties.is_property_set(name)}  # noqa: SIM118
         if given & SOURCES:
             given |= SOURCES
@@ -152,6 +166,7 @@ class IM3D_OT_generate(bpy.types.Operator):
             collection=self.collection or context.collection.name,
             make_collection=bool(self.collection),
             location=(x, y, z),
+            step_aside=self.step_aside,
             arrive=self.arrive,
             select=self.select,
             library=self.library,

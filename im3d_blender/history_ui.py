@@ -81,6 +81,9 @@ class IM3D_PT_jobs(bpy.types.Panel):
         if job.faces:
             facts.label(text=_("{} faces").format(f"{job.faces:,}"), translate=False)
 
+        for warning in job.warnings.splitlines():
+            wrapped(box, context, _(warning), "INFO")
+
         column = self.layout.column()
         column.use_property_split = True
         column.use_property_decorate = False

@@ -16,6 +16,8 @@ from mathutils import Matrix, Vector
 
 # Blender's limit for names of data-blocks is 63 bytes; it cuts off the rest itself, in the middle of a character.
 NAME_BYTES = 63
+NORMAL_MAP = " normal"
+FORBIDDEN = '<>:"/\\|?*'  # in names of files on Windows
 # What the glTF importer can create. What is new in here and not part of the finished object is removed.
 CREATED = ("objects", "meshes", "materials", "images", "collections", "node_groups", "armatures", "cameras", "lights")
 # Asked for where the running Blender's importer knows the option (some came with 4.5).
@@ -227,12 +229,21 @@ def _remove_all_new(before: set[bpy.types.ID], keep: set[bpy.types.ID]) -> None:
 
 def _rename(obj: bpy.types.Object, name: str) -> None:
     """Gives object, mesh, materials and images the name; Blender adds .001 where it is taken."""
-    name = " ".join(name.split()).encode()[:NAME_BYTES].decode(errors="ignore") or "IM-3D object"
-    obj.name = obj.data.name = name
+    name = " ".join(name.split()) or "IM-3D object"
+    obj.name = obj.data.name = _shortened(name, "")
     for material in _materials(obj.data):
-        material.name = name
+        material.name = _shortened(name, "")
         for image in _images(material):
-            image.name = name if image.colorspace_settings.name != "Non-Color" else f"{name} normal"
+            kind = NORMAL_MAP if image.colorspace_settings.name == "Non-Color" else ""
+            suffix = f".{image.file_format.lower()}"
+            # Exporters name textures by the image's name (USD) or path (FBX, OBJ), and leave out what has none.
+            image.name = _shortened("".join("_" if c in FORBIDDEN else c for c in name), kind + suffix)
+            image.filepath_raw = f"//textures/{image.name}"
+
+
+def _shortened(name: str, end: str) -> str:
+    """A data-block's name that ends so, cut off before that where it is too long."""
+    return name.encode()[: NAME_BYTES - len(end)].decode(errors="ignore") + end
 
 
 def _select(context: bpy.types.Context, objects: Iterable[bpy.types.Object], active: Any) -> None:

@@ -28,7 +28,9 @@ PRESETS = [
 PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".ppm"},
 )
+VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv"})
 MAX_SEED = 2**31 - 1  # as far as Blender's integer properties go
+RANDOM_SEEDS = 1_000_000  # seeds that are drawn stay below: six digits can be read out and typed again
 MAX_HEIGHT = 1000.0
 NAME_LENGTH = 40
 
@@ -88,7 +90,7 @@ def make_request(
         raise RequestError(f"The generator {generator} makes views; yours are given already.")
     if not views and generator == VIEWS_GENERATOR:
         raise RequestError("The generator files needs orbit views.")
-    seed = random.randint(0, MAX_SEED) if seed is None else seed
+    seed = random_seed() if seed is None else seed
     _check_range("seed", seed, 0, MAX_SEED)
     _check_range("height", height, 0.001, MAX_HEIGHT)
     if faces:
@@ -113,10 +115,14 @@ def make_request(
     }
 
 
+def random_seed() -> int:
+    """A seed of at most six digits."""
+    return random.randrange(RANDOM_SEEDS)
+
+
 def default_name(prompt: str, source: str) -> str:
     """Name of an object from its prompt or its file, cut at a word."""
     words = prompt or (Path(source).stem if source else "")
-    words = words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # file names need not be UTF-8
     if len(words) > NAME_LENGTH:
         words = words[: NAME_LENGTH + 1].rsplit(" ", 1)[0][:NAME_LENGTH]
     return words or "IM-3D object"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import locale
 import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ class FinishedJob:
         splats: The splats' PLY, or None.
         orbit_from_glb: 4×4 matrix from the GLB's coordinates to the splats'; empty when unknown.
         finished: Time of result.json, seconds since the epoch.
+        warnings: What the user should know about the result.
     """
 
     folder: Path
@@ -45,6 +48,7 @@ class FinishedJob:
     splats: Path | None
     orbit_from_glb: list[list[float]]
     finished: float
+    warnings: tuple[str, ...] = ()
 
 
 def read_job(path: Path) -> FinishedJob:
@@ -103,4 +107,23 @@ def _from_result(folder: Path, result: dict[str, Any], finished: float) -> Finis
         splats=splats.absolute() if splats is not None and splats.is_file() else None,
         orbit_from_glb=result.get("orbit_from_glb", []),
         finished=finished,
+        warnings=tuple(map(str, result.get("warnings") or ())),
     )
+
+
+def date_text(seconds: float) -> str:
+    """Date and time in the user's own format; where the system tells none, in the international one.
+
+    Args:
+        seconds: Since the epoch.
+    """
+    # Blender starts in the C locale, in which %x is American.
+    before = locale.setlocale(locale.LC_TIME)
+    try:
+        own = locale.setlocale(locale.LC_TIME, "")
+        plain = own.split(".")[0] in ("C", "POSIX")
+        return time.strftime("%Y-%m-%d %H:%M" if plain else "%x %H:%M", time.localtime(seconds))
+    except locale.Error:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    finally:
+        locale.setlocale(locale.LC_TIME, before)

@@ -8,7 +8,7 @@ RATIOS = (0.5, 0.25)
 
 
 def add_levels(context: bpy.types.Context, obj: bpy.types.Object) -> list[bpy.types.Object]:
-    """Adds a copy of `obj` for each of `RATIOS`, hidden, in the same collections and at the same place.
+    """Adds a copy of `obj` for each of `RATIOS`, in the same collections and at the same place.
 
     The object itself is level 0 and keeps its name; the copies are named `…_LOD1` and `…_LOD2`.
     """
@@ -19,8 +19,6 @@ def add_levels(context: bpy.types.Context, obj: bpy.types.Object) -> list[bpy.ty
         level.name = level.data.name = f"{obj.name}_LOD{number}"
         for collection in obj.users_collection:
             collection.objects.link(level)
-        # Three copies in one place would flicker; the eye in the outliner shows them.
-        level.hide_viewport = level.hide_render = True
         levels.append(level)
     return levels
 

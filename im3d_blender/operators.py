@@ -43,6 +43,12 @@ class IM3D_OT_import_job(bpy.types.Operator):
         subtype="TRANSLATION",
         options={"SKIP_SAVE"},
     )
+    step_aside: bpy.props.BoolProperty(
+        name="Step Aside",
+        description="Place the object beside what stands at its location already, instead of into it",
+        default=True,
+        options={"SKIP_SAVE"},
+    )
     name: bpy.props.StringProperty(
         name="Name", description="Name of the object; empty takes the job's", options={"SKIP_SAVE"}
     )
@@ -99,6 +105,7 @@ class IM3D_OT_import_job(bpy.types.Operator):
         return Placement(
             collection=self.collection,
             location=(x, y, z),
+            step_aside=self.step_aside,
             select=self.select,
             library=self.library,
             lods=self.lods,

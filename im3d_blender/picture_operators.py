@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-
 import bpy
 
-from .job_request import MAX_SEED
+from .job_request import random_seed
 from .pictures import PictureError, image_from_clipboard, picture_from_camera
 
 
 class IM3D_OT_picture_from_camera(bpy.types.Operator):
-    """Take what the scene's camera sees as the image"""
+    """Take what the camera sees as the image, or what the viewport shows where there is no camera"""
 
     bl_idname = "im3d.picture_from_camera"
     bl_label = "From the Active Camera"
@@ -20,13 +18,10 @@ class IM3D_OT_picture_from_camera(bpy.types.Operator):
     size: bpy.props.IntProperty(
         name="Size", description="Side of the square picture in pixels", default=1024, min=64, max=4096
     )
-    viewport: bpy.props.BoolProperty(
-        name="As in the Viewport", description="Draw the picture as the viewport does; otherwise render it"
-    )
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         try:
-            path = picture_from_camera(context, self.size, self.viewport)
+            path = picture_from_camera(context, self.size)
         except (PictureError, RuntimeError) as error:
             self.report({"ERROR"}, str(error).strip())
             return {"CANCELLED"}
@@ -58,7 +53,7 @@ class IM3D_OT_roll_seed(bpy.types.Operator):
     bl_options = {"REGISTER", "UNDO", "INTERNAL"}
 
     def execute(self, context: bpy.types.Context) -> set[str]:
-        context.scene.im3d.seed = random.randint(0, MAX_SEED)
+        context.scene.im3d.seed = random_seed()
         return {"FINISHED"}
 
 

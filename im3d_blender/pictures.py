@@ -8,9 +8,11 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import bpy
 import numpy as np
+from mathutils import Matrix
 
 from .job_request import PICTURES
 from .preferences import jobs_folder
@@ -86,23 +88,74 @@ def _srgb(linear: np.ndarray) -> np.ndarray:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def picture_from_camera(context: bpy.types.Context, size: int, viewport: bool) -> Path:
-    """Renders what the scene's camera sees, the background transparent, and returns the PNG.
+def picture_from_camera(context: bpy.types.Context, size: int) -> Path:
+    """What the scene's camera sees, the background transparent, as a PNG file.
+
+    In a window the viewport draws it, in a moment; without one the scene's render engine does.
 
     Args:
         size: Side of the square picture in pixels.
-        viewport: Draw it as the viewport does (fast); otherwise by the scene's render engine.
 
     Raises:
-        PictureError: There is no camera, or nothing was rendered.
+        PictureError: There is nothing that could draw it, or nothing was rendered.
     """
-    scene = context.scene
-    if scene.camera is None:
-        raise PictureError("The scene has no camera: add one, or look through one with Align Active Camera to View.")
     folder = inputs_folder(context)
     folder.mkdir(parents=True, exist_ok=True)
     number = next(n for n in range(1, 100000) if not (folder / f"camera_{n:04d}.png").exists())
     path = folder / f"camera_{number:04d}.png"
+    if bpy.app.background:
+        _render(context.scene, size, path)
+    else:
+        path.write_bytes(encode_png(_viewport_pixels(context, size)))
+    return path
+
+
+def _viewport_pixels(context: bpy.types.Context, size: int) -> np.ndarray:
+    """(size, size, 4) bytes of what the viewport, shaded as it is, shows of the camera's view, or else of its own.
+
+    Shaders that another shading needs would be compiled first, which takes minutes on some machines.
+    """
+    import gpu  # not there without a window
+
+    areas = [context.area, *context.window.screen.areas]
+    area = next((a for a in areas if a is not None and a.type == "VIEW_3D"), None)
+    if area is None:
+        raise PictureError("Open a 3D viewport: it draws the picture.")
+    region = next(r for r in area.regions if r.type == "WINDOW")
+    space, camera = area.spaces.active, context.scene.camera
+    if camera is not None:
+        view = camera.matrix_world.normalized().inverted()
+        projection = camera.calc_matrix_camera(context.evaluated_depsgraph_get(), x=size, y=size)
+    else:
+        view, seen = space.region_3d.view_matrix, min(region.width, region.height)
+        middle = Matrix.Diagonal((region.width / seen, region.height / seen, 1, 1))
+        projection = middle @ space.region_3d.window_matrix
+    canvas = gpu.types.GPUOffScreen(size, size)
+    shading: dict[str, object] = {}
+    if space.shading.type in ("SOLID", "WIREFRAME"):
+        shading = {"type": "SOLID", "color_type": "TEXTURE"}
+    elif space.shading.type == "RENDERED" and context.scene.render.engine == "CYCLES":
+        shading = {"type": "MATERIAL"}  # Cycles draws on the screen only
+    changes: list[tuple[Any, dict[str, object]]] = [(space.shading, shading), (space.overlay, {"show_overlays": False})]
+    try:
+        with _changed(changes):
+            canvas.draw_view3d(
+                context.scene, context.view_layer, space, region, view, projection, do_color_management=True,
+                draw_background=False,
+            )  # fmt: skip
+        buffer = canvas.texture_color.read()
+    finally:
+        canvas.free()
+    buffer.dimensions = size * size * 4
+    pixels = np.array(buffer, dtype=np.float32).reshape(size, size, 4)[::-1]
+    # The colours are multiplied with the alpha; a PNG's are not.
+    pixels[..., :3] *= 255 / np.maximum(pixels[..., 3:], 1)
+    return np.round(pixels.clip(0, 255)).astype(np.uint8)
+
+
+def _render(scene: bpy.types.Scene, size: int, path: Path) -> None:
+    if scene.camera is None:
+        raise PictureError("The scene has no camera: add one, or look through one with Align Active Camera to View.")
     render, settings = scene.render, scene.render.image_settings
     changes = [(render, {"filepath": str(path), "resolution_x": size, "resolution_y": size,
                          "resolution_percentage": 100, "film_transparent": True, "use_file_extension": False,
@@ -111,13 +164,9 @@ def picture_from_camera(context: bpy.types.Context, size: int, viewport: bool) -
         changes.append((settings, {"media_type": "IMAGE"}))
     changes.append((settings, {"file_format": "PNG", "color_mode": "RGBA", "color_depth": "8"}))
     with _changed(changes):
-        if viewport and not bpy.app.background:
-            bpy.ops.render.opengl(write_still=True, view_context=False)
-        else:
-            bpy.ops.render.render(write_still=True)
+        bpy.ops.render.render(write_still=True)
     if not path.is_file():
         raise PictureError("Blender rendered no picture.")
-    return path
 
 
 @contextlib.contextmanager

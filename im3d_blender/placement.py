@@ -22,6 +22,7 @@ class Placement:
         collection: Name of the collection that was active, or that was asked for.
         make_collection: Whether it was asked for by name, so that it is made when the scene has none of that name.
         location: Where the centre of the base goes, in Blender units.
+        step_aside: Whether the object goes beside what stands there already.
         arrive: False: the job is only made; it is imported from the history when wanted.
         select: Whether the new object becomes the selected one.
         library: Name of the asset library that receives the object, "LOCAL" for an asset of the open file, "" for none.
@@ -35,6 +36,7 @@ class Placement:
     collection: str = ""
     make_collection: bool = False
     location: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    step_aside: bool = True
     arrive: bool = True
     select: bool = True
     library: str = ""
@@ -49,7 +51,7 @@ class Placement:
         """Writes it into the job folder, which may not exist yet."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{FILE}.part"
-        part.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        part.write_text(json.dumps(dataclasses.asdict(self), ensure_ascii=False), encoding="utf-8")
         os.replace(part, folder / FILE)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import bpy
@@ -27,6 +26,7 @@ def _image_chosen(settings: IM3D_PG_scene, context: bpy.types.Context) -> None:
     # The panel shows the preview; while it is drawn no data-block may be changed.
     if settings.image is not None:
         settings.image.preview_ensure()
+        thumbnails.stand_upright(settings.image)
 
 
 class IM3D_PG_scene(bpy.types.PropertyGroup):
@@ -111,6 +111,7 @@ class IM3D_PG_job(bpy.types.PropertyGroup):
     seed: bpy.props.StringProperty()  # it may be larger than Blender's integers
     faces: bpy.props.IntProperty()
     finished: bpy.props.StringProperty()
+    warnings: bpy.props.StringProperty()  # a line each
     thumbnail: bpy.props.StringProperty()
     height: bpy.props.FloatProperty()
 
@@ -136,6 +137,9 @@ class IM3D_PG_session(bpy.types.PropertyGroup):
         max=1000.0,
         precision=3,
     )
+    # Of the running job, -1 for none. When a property with an update changes, Blender draws its windows anew, with them
+    # the status bar, which is in no list of areas.
+    percent: bpy.props.IntProperty(default=-1, update=lambda session, context: None)
 
 
 def refresh_jobs(context: bpy.types.Context) -> None:
@@ -150,7 +154,8 @@ def refresh_jobs(context: bpy.types.Context) -> None:
         row.prompt = job.prompt
         row.name = f"{job.name} {job.prompt}"
         row.generator, row.seed, row.faces = job.generator, str(job.seed), job.faces
-        row.finished = time.strftime("%x %H:%M", time.localtime(job.finished))
+        row.finished = jobs.date_text(job.finished)
+        row.warnings = "\n".join(job.warnings)
         row.height = job.height_m
         if job.preview is not None:
             row.thumbnail = thumbnails.load(job.preview)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import bpy
 
 from . import arrival, session
-from .job_request import MAX_SEED, PRESETS
+from .job_request import MAX_SEED, PRESETS, random_seed
 from .link.queue import QueuedJob
 from .placement import Placement, read_placement
 
@@ -62,7 +61,7 @@ class IM3D_OT_retry(JobOperator, bpy.types.Operator):
         job = self.find()
         if job is None:
             return {"CANCELLED"}
-        seed = random.randint(0, MAX_SEED) if self.seed < 0 else self.seed
+        seed = random_seed() if self.seed < 0 else self.seed
         preset = job.request["preset"] if self.preset == "SAME" else self.preset
         placement = read_placement(job.folder) or Placement(document=session.document(), scene=context.scene.name)
         session.submit(context, {**job.request, "seed": seed, "preset": preset}, placement)
@@ -109,6 +108,17 @@ class IM3D_OT_remove(JobOperator, bpy.types.Operator):
         return {"FINISHED"}
 
 
+class IM3D_OT_clear_ended(bpy.types.Operator):
+    """Take all jobs that have ended off the list. Their folders stay"""
+
+    bl_idname = "im3d.clear_ended"
+    bl_label = "Clear"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        session.clear_ended(context)
+        return {"FINISHED"}
+
+
 class IM3D_OT_arrive(JobOperator, bpy.types.Operator):
     """Add the finished object to the scene now, leaving the present mode"""
 
@@ -119,7 +129,9 @@ class IM3D_OT_arrive(JobOperator, bpy.types.Operator):
         job = self.find()
         if job is None:
             return {"CANCELLED"}
-        session.let_arrive(context, session.ensure(context), job.id)
+        known = session.ensure(context)
+        known.notes.pop(job.id, None)
+        session.let_arrive(context, known, job.id, anywhere=True)
         return {"FINISHED"}
 
     @classmethod
@@ -166,6 +178,7 @@ CLASSES = [
     IM3D_OT_resume,
     IM3D_OT_resume_left,
     IM3D_OT_remove,
+    IM3D_OT_clear_ended,
     IM3D_OT_arrive,
     IM3D_OT_free_memory,
     IM3D_OT_open_folder,

@@ -21,6 +21,7 @@ STAGES = {
     "texture": "Baking Texture",
     "export": "Finishing",
 }
+DRAWN_BY_A_MODEL = ("image", "orbit", "refine")
 PICTURE_SCALE = 6.0
 FRAMES_PER_ROW = 4
 FRAME_SCALE = 2.0
@@ -55,11 +56,19 @@ class IM3D_PT_queue(bpy.types.Panel):
                 _draw_waiting(self.layout, job, position)
             else:
                 _draw_ended(self.layout, context, known, job)
+        if any(is_ended(known, job) for job in shown_jobs(known)):
+            self.layout.operator("im3d.clear_ended", icon="TRASH")
 
 
 def shown_jobs(known: session.Session) -> list[QueuedJob]:
     """All but those that are done and have nothing more to say: they are among the finished jobs."""
-    return [j for j in known.queue.jobs if j.state != "done" or j.id in known.arriving or known.notes.get(j.id)]
+    said = [j.id for j in known.queue.jobs if j.warnings or known.notes.get(j.id)]
+    return [j for j in known.queue.jobs if j.state != "done" or j.id in known.arriving or j.id in said]
+
+
+def is_ended(known: session.Session, job: QueuedJob) -> bool:
+    """Whether nothing more happens to the job by itself."""
+    return job.state not in session.RUNNING and job.id not in known.arriving
 
 
 def draw_running(
@@ -69,15 +78,38 @@ def draw_running(
     row = box.row()
     row.label(text=job.request["name"], icon="RENDER_ANIMATION", translate=False)
     row.operator("im3d.cancel", text="", icon="X", emboss=False).job = job.id
-    stage = _(STAGES.get(job.stage, "Starting"))
     box.progress(factor=job.fraction, text=f"{job.fraction:.0%}")
     facts = box.row()
     facts.scale_y = 0.8
-    facts.label(text=stage, translate=False)
+    facts.label(text=stage_text(job), translate=False)
     eta = facts.row()
     eta.alignment = "RIGHT"
     eta.label(text=time_left(job.eta_s), translate=False)
+    _draw_warnings(box, context, job)
     _draw_pictures(box, known, job)
+
+
+def stage_text(job: QueuedJob) -> str:
+    """What is being done, as people call it."""
+    if job.stage in DRAWN_BY_A_MODEL and job.step == 0:
+        return _("Loading the Model")
+    return _(STAGES.get(job.stage, "Starting"))
+
+
+def draw_status(header: bpy.types.Header, context: bpy.types.Context) -> None:
+    """At the end of Blender's status bar: the running job, also where no sidebar is open."""
+    known = session.current()
+    job = known.running if known is not None else None
+    if job is None:
+        return
+    row = header.layout.row()
+    text = f"{job.request['name']}: {stage_text(job)} {job.fraction:.0%}  {time_left(job.eta_s)}".strip()
+    row.label(text=text, icon="RENDER_ANIMATION", translate=False)
+
+
+def _draw_warnings(layout: bpy.types.UILayout, context: bpy.types.Context, job: QueuedJob) -> None:
+    for warning in job.warnings:
+        wrapped(layout, context, _(warning), "INFO")
 
 
 def _draw_pictures(box: bpy.types.UILayout, known: session.Session, job: QueuedJob) -> None:
@@ -102,19 +134,22 @@ def _draw_ended(layout: bpy.types.UILayout, context: bpy.types.Context, known: s
     row = layout.row()
     row.label(text=job.request["name"], icon=icons[job.state], translate=False)
     buttons = row.row(align=True)
-    if job.id in known.arriving:
-        if arrival.busy(context):
+    elsewhere = known.notes.get(job.id) == session.OTHER_FILE
+    if job.id in known.arriving or elsewhere:
+        if arrival.busy(context) and not elsewhere:
             wrapped(layout, context, _("Waits until Object Mode"), "BLANK1")
         buttons.operator("im3d.arrive", text="", icon="IMPORT").job = job.id
     if job.state == "cancelled":
         buttons.operator("im3d.resume", text="", icon="PLAY").job = job.id
     if job.state != "done":
         buttons.operator("im3d.retry", text="", icon="FILE_REFRESH").job = job.id
-    if job.id not in known.arriving:
+    if is_ended(known, job):
         buttons.operator("im3d.remove", text="", icon="X").job = job.id
     if job.state == "failed":
         draw_failure(layout, context, job)
-    elif known.notes.get(job.id):
+    else:
+        _draw_warnings(layout, context, job)
+    if job.state != "failed" and known.notes.get(job.id):
         wrapped(layout, context, _(known.notes[job.id]), "INFO")
 
 
@@ -127,6 +162,14 @@ def time_left(seconds: float | None) -> str:
     if seconds < 5400:
         return _("{} min left").format(round(seconds / 60 + 0.4))
     return _("{} h left").format(f"{seconds / 3600:.1f}")
+
+
+def attach() -> None:
+    bpy.types.STATUSBAR_HT_header.append(draw_status)
+
+
+def detach() -> None:
+    bpy.types.STATUSBAR_HT_header.remove(draw_status)
 
 
 CLASSES = [IM3D_PT_queue]

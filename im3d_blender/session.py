@@ -7,6 +7,7 @@ queue's own list and from the small tables below, never from the disk.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 import traceback
 import uuid
@@ -20,7 +21,7 @@ from .link.backend import Backend, Failure
 from .link.environment import backend_command, child_environment, remote_command
 from .link.queue import JobQueue, QueuedJob
 from .placement import Placement, read_placement
-from .preferences import backend_folder, get_preferences, home_folder, jobs_folder
+from .preferences import get_preferences, home_folder, jobs_folder
 from .properties import refresh_jobs
 
 ACTIVE_S = 0.1  # between two ticks while a job runs
@@ -69,13 +70,18 @@ class Session:
                 batch.ended(job)
 
     @property
+    def running(self) -> QueuedJob | None:
+        return next((job for job in self.queue.jobs if job.state == "running"), None)
+
+    @property
     def is_active(self) -> bool:
         return bool(self.arriving) or any(job.state in RUNNING for job in self.queue.jobs)
 
 
 _session: Session | None = None
-# Changes whenever another file is opened: jobs asked for before do not belong into it.
+# Changes whenever another file is opened: jobs asked for before do not belong into it, unless its path says so.
 _document = uuid.uuid4().hex
+_path = ""  # of the open file as it was opened or last saved
 
 
 def current() -> Session | None:
@@ -108,10 +114,10 @@ def make_queue(context: bpy.types.Context) -> JobQueue:
     """A queue as the preferences say; starts nothing yet."""
     preferences, home = get_preferences(context), home_folder(context)
     host = preferences.remote_host.strip()
-    command = remote_command(host) if host else backend_command(backend_folder(context), bpy.app.binary_path)
+    command = remote_command(host) if host else backend_command(home, bpy.app.binary_path)
     backend = Backend(command, home / "logs" / "backend.log", child_environment(home))
     files = remote_command(host, "--files") if host else None
-    return JobQueue(backend, jobs_folder(context), home / "stage_times.json", time.monotonic, files)
+    return JobQueue(backend, jobs_folder(context), time.monotonic, files)
 
 
 def restart() -> None:
@@ -146,6 +152,15 @@ def resume(context: bpy.types.Context, job: QueuedJob) -> QueuedJob:
     session.note(resumed)
     redraw(context)
     return resumed
+
+
+def clear_ended(context: bpy.types.Context) -> None:
+    """Takes the jobs off the list to which nothing more happens by itself; their folders stay."""
+    session = ensure(context)
+    for job in [j for j in session.queue.jobs if j.state not in RUNNING and j.id not in session.arriving]:
+        session.queue.remove(job.id)
+        session.notes.pop(job.id, None)
+    redraw(context)
 
 
 def resume_left(context: bpy.types.Context, session: Session) -> None:
@@ -192,8 +207,12 @@ def advance(context: bpy.types.Context, session: Session, patient: bool = True) 
     return changed
 
 
-def let_arrive(context: bpy.types.Context, session: Session, job_id: str) -> None:
-    """Imports the object of a finished job where it was asked for, and shows the job among the finished ones."""
+def let_arrive(context: bpy.types.Context, session: Session, job_id: str, anywhere: bool = False) -> None:
+    """Imports the object of a finished job where it was asked for, and shows the job among the finished ones.
+
+    Args:
+        anywhere: Also into another file than the one in which it was asked for.
+    """
     if job_id in session.arriving:
         session.arriving.remove(job_id)
     job = session.find(job_id)
@@ -203,7 +222,7 @@ def let_arrive(context: bpy.types.Context, session: Session, job_id: str) -> Non
     placement = read_placement(job.folder)
     if placement is None or not placement.arrive:
         return
-    if not placement.is_for(bpy.data.filepath, _document):
+    if not (anywhere or placement.is_for(bpy.data.filepath, _document)):
         session.notes[job_id] = OTHER_FILE
         return
     try:
@@ -231,11 +250,19 @@ def _tick() -> float:
         advance(bpy.context, session)
         if backend_state.advance(bpy.context):
             redraw(bpy.context)
+        _show_percent(bpy.context, session)
         _free_when_idle(bpy.context, session)
         return ACTIVE_S if session.is_active or backend_state.is_working() else IDLE_S
     except Exception:
         traceback.print_exc()
         return IDLE_S
+
+
+def _show_percent(context: bpy.types.Context, session: Session) -> None:
+    """Also Blender's status bar shows the running job, and must be drawn anew when it comes further."""
+    percent = int(100 * session.running.fraction) if session.running is not None else -1
+    if context.window_manager.im3d.percent != percent:
+        context.window_manager.im3d.percent = percent
 
 
 def _free_when_idle(context: bpy.types.Context, session: Session) -> None:
@@ -259,13 +286,34 @@ def _render_starts(*_: Any) -> None:
 
 @bpy.app.handlers.persistent
 def _file_loaded(*_: Any) -> None:
-    global _document
-    _document = uuid.uuid4().hex
+    """Another file is open: what was finished for it meanwhile may arrive now."""
+    global _document, _path
+    _document, _path = uuid.uuid4().hex, bpy.data.filepath
+    if _session is not None:
+        elsewhere = [job_id for job_id, note in _session.notes.items() if note == OTHER_FILE]
+        _session.arriving += elsewhere
+        for job_id in elsewhere:
+            del _session.notes[job_id]
+
+
+@bpy.app.handlers.persistent
+def _file_saved(*_: Any) -> None:
+    """The open file has a path of its own, or another one: its jobs find it there when it is opened again."""
+    global _path
+    before, _path = _path, bpy.data.filepath
+    if _session is None or _path == before:
+        return
+    for job in _session.queue.jobs:
+        placement = read_placement(job.folder)
+        if placement is not None and placement.is_for(before, _document):
+            with contextlib.suppress(OSError):
+                dataclasses.replace(placement, blend=_path).write(job.folder)
 
 
 def attach() -> None:
     bpy.app.handlers.render_init.append(_render_starts)
     bpy.app.handlers.load_post.append(_file_loaded)
+    bpy.app.handlers.save_post.append(_file_saved)
     if not bpy.app.background:  # there the timers never run
         bpy.app.timers.register(_tick, first_interval=ACTIVE_S, persistent=True)
 
@@ -273,6 +321,7 @@ def attach() -> None:
 def detach() -> None:
     if bpy.app.timers.is_registered(_tick):
         bpy.app.timers.unregister(_tick)
+    bpy.app.handlers.save_post.remove(_file_saved)
     bpy.app.handlers.load_post.remove(_file_loaded)
     bpy.app.handlers.render_init.remove(_render_starts)
     restart()

@@ -55,7 +55,7 @@ def read_splats(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def add_points(
     obj: bpy.types.Object, path: Path, orbit_from_glb: list[list[float]], height_m: float
 ) -> bpy.types.Object:
-    """Adds the splats as points beside the object that was made from them: a child of it, hidden.
+    """Adds the splats as points beside the object that was made from them: a child of it.
 
     Args:
         obj: The imported object.
@@ -85,7 +85,6 @@ def add_points(
         collection.objects.link(points)
     points.parent = obj
     points.modifiers.new(NODES, "NODES").node_group = _node_group()
-    points.hide_viewport = points.hide_render = True
     return points
 
 

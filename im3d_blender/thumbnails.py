@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bpy
 import bpy.utils.previews
+import numpy as np
 
+from . import exif
+
+THUMBNAIL_SIZE = 256
 _previews: Any = None
 _current: dict[str, str] = {}  # path -> key of the picture as it was last loaded
 
@@ -36,6 +41,27 @@ def load(path: Path) -> str:
 def icon(key: str) -> int:
     """The icon's number, 0 (no icon) for an unknown key."""
     return _previews[key].icon_id if _previews is not None and key in _previews else 0
+
+
+def stand_upright(image: bpy.types.Image) -> None:
+    """Gives a photograph that lies on its side in its file a preview that stands, as the backend takes it."""
+    number = exif.orientation(Path(bpy.path.abspath(image.filepath, library=image.library)))
+    if number == 1 or image.packed_file or not all(image.size):
+        return
+    small = image.copy()
+    try:
+        scale = THUMBNAIL_SIZE / max(small.size)
+        small.scale(*(max(1, round(scale * side)) for side in image.size))
+        width, height = small.size
+        pixels = np.empty(4 * width * height, np.float32)
+        small.pixels.foreach_get(pixels)
+    finally:
+        bpy.data.images.remove(small)
+    # Blender's rows go from the bottom to the top.
+    turned = exif.upright(pixels.reshape(height, width, 4)[::-1], number)
+    preview = image.preview_ensure()
+    preview.image_size = (turned.shape[1], turned.shape[0])
+    preview.image_pixels_float.foreach_set(np.ascontiguousarray(turned[::-1]).ravel())
 
 
 def clear() -> None:

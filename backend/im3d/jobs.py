@@ -371,7 +371,7 @@ def finished_result(job: Job) -> dict[str, Any]:
     """
     try:
         result = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
-        paths = {k: str(job.folder / result[k]) for k in ("mesh", "splats", "preview", "turntable")}
+        paths = {k: str(job.folder / result[k]) for k in ("mesh", "splats", "preview", "turntable") if result[k]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(job.folder) from error
     return {**result, **paths, "job": str(job.folder), "blend": job.request.blend}

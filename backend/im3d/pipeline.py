@@ -16,9 +16,11 @@ import time
 from threading import Event
 from typing import Any
 
+from im3d.job_progress import JobProgress, StageTimes, blend_step, fit_legs, kind, planned_steps
 from im3d.jobs import Job, finished_result
+from im3d.paths import home_folder
+from im3d.protocol import message
 from im3d.runner import Listener, StepRunner, failures_recorded
-from im3d.settings import FitSettings, RefineSettings
 
 
 def run_pipeline(
@@ -28,7 +30,7 @@ def run_pipeline(
 
     Args:
         job: The job; finished steps are skipped.
-        listener: Receives progress and preview messages, on this thread.
+        listener: Receives progress, warning and preview messages, on this thread.
         cancel: Set from outside to stop the job; it stays resumable.
         device: "auto", "cuda" or "cpu".
         blender: Blender executable for the .blend and the preview, where bpy is not installed.
@@ -42,7 +44,7 @@ def run_pipeline(
     start = time.monotonic()
     with job.locked():
         job.read_state()  # whoever held the lock until now may have finished it
-        nothing_new = _blend_step(job) in (None, *job.state.finished) and (job.folder / "result.json").exists()
+        nothing_new = blend_step(job.request) in (None, *job.state.finished) and (job.folder / "result.json").exists()
         if job.state.status != "done" or not nothing_new:
             with failures_recorded(job):
                 _run_steps(job, listener, cancel, device, blender, start)
@@ -51,13 +53,15 @@ def run_pipeline(
 
 def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender: str | None, start: float) -> None:
     """The steps that are not finished, under the job's lock; they started at `start` of the monotonic clock."""
-    from im3d.stages import Stages
-
     job.state.status, job.state.error = "running", None
     job.save()
-    step = StepRunner(job, listener, cancel)
-    stages = Stages(job, device, blender)
+    times, this_kind = StageTimes(home_folder() / "stage_times.json"), kind(device, job.request)
+    progress = JobProgress(planned_steps(job.request), job.state.finished, times.of(this_kind))
+    step = StepRunner(job, listener, cancel, progress)
+    step.report("load", 0, 1)  # before torch is imported, which takes seconds
+    from im3d.stages import Stages
 
+    stages = Stages(job, device, blender, lambda text: listener(message("warning", job.folder.name, message=text)))
     job.state.timings_s["load"] = job.state.timings_s.get("load", 0.0) + time.monotonic() - start
     step("load", stages.load)
     if job.request.only_prompt:
@@ -72,18 +76,8 @@ def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender
     step("mesh", stages.make_mesh)
     step("texture", stages.make_texture)
     step("export", stages.export)
-    blend = _blend_step(job)
+    blend = blend_step(job.request)
     if blend is not None:
         step(blend, stages.save_blend, stage="export")
     stages.finish()
-
-
-def _blend_step(job: Job) -> str | None:
-    """A step of its own for each .blend, since a job that is finished may be asked for another one."""
-    return None if job.request.blend is None else f"blend {job.request.blend}"
-
-
-def fit_legs(fit: FitSettings, refine: RefineSettings) -> list[int]:
-    """The iterations at which the fit pauses for a refinement round, and its end (paper 3.4: 500, 1000, 1200)."""
-    pauses = [refine.every * n for n in range(1, refine.rounds + 1)]
-    return [p for p in pauses if p < fit.iterations] + [fit.iterations]
+    times.learn(this_kind, job.state.timings_s)

@@ -15,7 +15,10 @@ To the backend
 
 From the backend
     hello {product, version, device}        once, when it is ready
-    progress {stage, step, steps, eta_s}    eta_s: seconds left in the stage, null while unknown
+    progress {stage, step, steps, fraction, eta_s}   fraction: of the whole job, 0 to 1, falling only when a worker died
+                                and a new one takes the job up; eta_s: seconds left of it, null while unknown
+    warning {message}           what the user should know about the result, one or two sentences; sent again to whoever
+                                resumes the job
     preview {stage, path}                   a picture of the state, overwritten by the next one; from a remote backend
                                             also `data`, the PNG in base64, "" when it is large
     result {path}                           the finished job's result.json
@@ -31,7 +34,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 PRODUCT = "im3d"
 # A longer line is not one of ours; reading on would let a broken peer fill the memory.
 MAX_LINE = 1 << 20
@@ -46,7 +49,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 EVENTS: dict[str, tuple[str, ...]] = {
     "hello": ("product", "version", "device"),
-    "progress": ("stage", "step", "steps", "eta_s"),
+    "progress": ("stage", "step", "steps", "fraction", "eta_s"),
+    "warning": ("message",),
     "preview": ("stage", "path"),
     "result": ("path",),
     "error": ("code", "message", "hint", "remedy", "log"),

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from im3d.errors import CancelledError, DiskError, Im3dError, OutOfMemoryError
+from im3d.job_progress import JobProgress
 from im3d.jobs import Job
 from im3d.progress import Progress
 from im3d.protocol import Message, message
 from im3d.storage import DISK_ERRORS
 
 Listener = Callable[[Message], None]
-STAGES = ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")
 # A preview a second is all that a panel can show; encoding more would slow the stage down.
 PREVIEW_SECONDS = 1.0
 
@@ -29,12 +30,25 @@ class StepRunner:
         job: The job; its state tells which steps are finished.
         listener: Receives progress and preview messages.
         cancel: Set from outside to stop at the next step of progress.
+        progress: Of the whole job.
     """
 
-    def __init__(self, job: Job, listener: Listener, cancel: Event) -> None:
+    def __init__(self, job: Job, listener: Listener, cancel: Event, progress: JobProgress) -> None:
         self.job = job
         self.listener = listener
         self.cancel = cancel
+        self.progress = progress
+
+    def report(self, stage: str, step: int, steps: int) -> None:
+        """Tells the listener how far the job is.
+
+        Raises:
+            CancelledError: It was cancelled.
+        """
+        if self.cancel.is_set():
+            raise CancelledError("Cancelled.")
+        whole = {"fraction": round(self.progress.fraction, 4), "eta_s": self.progress.eta_s}
+        self.listener(message("progress", self.job.folder.name, stage=stage, step=step, steps=steps, **whole))
 
     def __call__(self, step: str, work: Callable[[Progress], None], stage: str = "") -> None:
         """Runs `work` unless the step is finished already; its files must be complete when it returns.
@@ -46,41 +60,51 @@ class StepRunner:
         """
         if step in self.job.state.finished:
             return
-        if self.cancel.is_set():
-            raise CancelledError("Cancelled.")
         stage = stage or step
+        self.report(stage, 0, 1)
         self.job.log(f"{step}: start")
         start = time.monotonic()
-        work(_StageProgress(self, stage, start))
+        work(_StepProgress(self, step, stage))
         seconds = time.monotonic() - start
         self.job.finish(step, stage, seconds)
+        self.progress.finish(step)
         self.job.log(f"{step}: done in {seconds:.1f} s")
 
 
-class _StageProgress:
-    """The `Progress` of one step: cancels, estimates the time left, passes events on."""
+class _StepProgress:
+    """The `Progress` of one step: cancels, and passes events on."""
 
-    def __init__(self, runner: StepRunner, stage: str, start: float) -> None:
+    def __init__(self, runner: StepRunner, step: str, stage: str) -> None:
         self.runner = runner
+        self.step = step
         self.stage = stage
-        self.start = start
         self.last_preview = -PREVIEW_SECONDS
 
     def __call__(self, step: int, steps: int, preview: NDArray[np.float32] | None = None) -> None:
         runner = self.runner
-        if runner.cancel.is_set():
-            raise CancelledError("Cancelled.")
-        elapsed = time.monotonic() - self.start
-        eta = round(elapsed / step * (steps - step), 1) if step else None
-        job_id = runner.job.folder.name
-        runner.listener(message("progress", job_id, stage=self.stage, step=step, steps=steps, eta_s=eta))
-        if preview is not None and elapsed - self.last_preview >= PREVIEW_SECONDS:
-            from im3d.images import write_png
-
-            self.last_preview = elapsed
+        if steps:
+            runner.progress.within(self.step, step / steps)
+        runner.report(self.stage, step, steps)
+        now = time.monotonic()
+        if preview is not None and now - self.last_preview >= PREVIEW_SECONDS:
+            self.last_preview = now
             path = runner.job.folder / "preview.png"
-            write_png(path, preview)
-            runner.listener(message("preview", job_id, stage=self.stage, path=str(path)))
+            if write_preview(path, preview):
+                runner.listener(message("preview", runner.job.folder.name, stage=self.stage, path=str(path)))
+
+
+def write_preview(path: Path, picture: NDArray[np.float32]) -> bool:
+    """Writes a picture to look at, (H, W, 3 or 4) in [0, 1]; False where it could not be replaced.
+
+    On Windows nobody can while Blender reads the one before. A picture to look at is no reason to fail a job.
+    """
+    from im3d.images import write_png
+
+    try:
+        write_png(path, picture)
+    except (OSError, Im3dError):
+        return False
+    return True
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from im3d.framing import centring_crop, whole_picture
 from im3d.generators.base import Generator, Subject
 from im3d.generators.choose import Choice, build_generator, choose_generator
 from im3d.generators.files import FilesGenerator
-from im3d.images import LONGEST_SIDE, OrbitViews, read_image, read_views, write_png, write_views
+from im3d.images import OrbitViews, read_image, read_views, write_png, write_views
 from im3d.isnet import installed_isnet
 from im3d.jobs import Job, stage_seed
 from im3d.machine import choose_device, give_back_gpu_memory, peak_memory_mb
@@ -30,7 +31,8 @@ from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surfac
 from im3d.mesh.export import write_glb
 from im3d.mesh.surface import TriangleMesh, mesh_stats
 from im3d.orbit import MAX_ELEVATION_DEG, Orbit
-from im3d.progress import Progress
+from im3d.progress import Progress, part
+from im3d.runner import write_preview
 from im3d.settings import RefineSettings
 from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
@@ -53,15 +55,19 @@ class Stages:
         job: The job.
         device: "auto", "cuda" or "cpu".
         blender: Blender executable, where bpy is not installed.
+        tell: Receives each warning, those of a resumed job's earlier steps first.
     """
 
-    def __init__(self, job: Job, device: str, blender: str | None) -> None:
+    def __init__(self, job: Job, device: str, blender: str | None, tell: Callable[[str], None]) -> None:
         self.job = job
+        self.tell = tell
         self.request = job.request
         self.settings = job.request.settings
         self.device = choose_device(device)
         best_rasterizer(self.device)  # says at once when there is none
         self.blender = Path(blender) if blender else None
+        for sentence in self.notes.get("warnings", []):
+            tell(sentence)
 
     # ---------------------------------------------------------------- what the steps share
 
@@ -144,9 +150,12 @@ class Stages:
         return load_ply(self.job.folder / "splats.ply")
 
     def warn(self, *sentences: str) -> None:
-        """Adds sentences for the result, each once."""
+        """Tells the user, and notes for the result, each sentence once."""
         known = self.notes.setdefault("warnings", [])
-        known.extend(s for s in sentences if s not in known)
+        for sentence in sentences:
+            if sentence not in known:
+                known.append(sentence)
+                self.tell(sentence)
 
     # ---------------------------------------------------------------- the steps, in order
 
@@ -159,7 +168,7 @@ class Stages:
                 f"The elevation of {elevation:g}° is out of range.", f"Use one within ±{MAX_ELEVATION_DEG:g}°."
             )
         if self.request.image is not None:
-            write_png(self.job.folder / "input.png", read_image(Path(self.request.image), LONGEST_SIDE))
+            write_png(self.job.folder / "input.png", read_image(Path(self.request.image)))
         if self.request.only_prompt:
             self.notes["image_model"] = self._image_model()
         if self.settings.refine.raise_deg and self.generator.name != "sv3d_p":
@@ -194,7 +203,10 @@ class Stages:
 
     def make_views(self, progress: Progress) -> None:
         """The generator's views, with whatever their orbit left open estimated from them."""
-        views = self.generator.generate(self._subject(), stage_seed(self.request.seed, "orbit"), progress)
+        # Views that are given are read at once; what takes time is to learn where they were taken from.
+        drawn = 0.2 if self.request.views is not None else 0.9
+        seed = stage_seed(self.request.seed, "orbit")
+        views = self.generator.generate(self._subject(), seed, part(progress, 0.0, drawn))
         # Pictures do not tell a small near object from a large far one: a generator's distance is only a habit.
         radius_known, direction_known = False, True
         if isinstance(self.generator, FilesGenerator):
@@ -224,7 +236,7 @@ class Stages:
         if confidence is not None and confidence < LOW_CONFIDENCE:
             self.warn(
                 f"The elevation of the views, {estimate.orbit.elevation_deg:g}°, is a guess: the object looks much the "
-                "same from others. If the result leans or bulges, give --elevation."
+                "same from others. If the result leans or bulges, give the elevation."
             )
         found = OrbitViews(views.rgba, estimate.orbit)
         if (
@@ -232,7 +244,7 @@ class Stages:
             and views.orbit.elevation_deg is None
             and (confidence or 0.0) >= LOW_CONFIDENCE
         ):
-            elevation = round(refined_elevation(found, progress=progress), 2)
+            elevation = round(refined_elevation(found, progress=part(progress, 0.5, 1.0)), 2)
             found = OrbitViews(views.rgba, dataclasses.replace(estimate.orbit, elevation_deg=elevation))
         write_views(self.job.folder / "views", found)
 
@@ -247,7 +259,9 @@ class Stages:
         calls = self.generator.network_calls
         raised = self._raised(orbit)
         if raised is not None:
-            write_views(folder / "raised", self._redrawn(raised, f"refine {number} raised", progress))
+            half = part(progress, 0.0, 0.5)
+            write_views(folder / "raised", self._redrawn(raised, f"refine {number} raised", half))
+            progress = part(progress, 0.5, 1.0)
         # Last, because its orbit.json makes the round complete.
         write_views(folder, self._redrawn(orbit, f"refine {number}", progress))
         self.notes["network_calls"] += self.generator.network_calls - calls
@@ -334,7 +348,7 @@ class Stages:
             "prompt": self.request.prompt,
             "mesh": "mesh.glb",
             "splats": "splats.ply",
-            "preview": "preview.png",
+            "preview": "preview.png" if (job.folder / "preview.png").exists() else None,
             "turntable": "turntable.webp",
             "generator": notes["generator"],
             "generator_reason": notes.get("generator_reason", ""),
@@ -402,15 +416,19 @@ class Stages:
         """By Cycles where there is a Blender, otherwise from the splats; never a reason to fail the job."""
         path = self.job.folder / "preview.png"
         try:
-            render_preview(find_blender(self.blender), self.job.folder / "mesh.glb", path)
-            return
-        except Im3dError as error:
+            blender = find_blender(self.blender)
+            try:
+                render_preview(blender, self.job.folder / "mesh.glb", path)
+                return
+            except (Im3dError, OSError) as error:
+                self.warn(f"The preview shows the splats, because Blender could not render the mesh: {error}")
+        except InputError as error:
             self.job.log(f"preview from the splats: {error}")
         with torch.no_grad():
             gaussians = self.gaussians
             camera = self.views.orbit.cameras(512)[0]
             picture = render(gaussians, camera, "cpu").over(1.0)[0].clamp(0, 1).numpy()
-        write_png(path, np.dstack([picture, np.ones(picture.shape[:2], np.float32)]))
+        write_preview(path, np.dstack([picture, np.ones(picture.shape[:2], np.float32)]))
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,7 +3,6 @@
     environment   how the backend is started: command, environment, ssh
     backend       one backend process: started on demand, heard without blocking, ended without a trace
     queue         the jobs that were asked for, in order, over all accidents of the backend
-    stage_times   how long stages took on this device, for the time left
     transfer      files to and from a backend on another machine, over an ssh of their own
 
 Everything is called from one thread and returns within milliseconds; reading and writing pipes happens in daemon

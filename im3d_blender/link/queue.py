@@ -1,6 +1,6 @@
 """The jobs that were asked for, one after the other, over all accidents of the backend.
 
-    queue = JobQueue(backend, jobs_folder, history)
+    queue = JobQueue(backend, jobs_folder)
     job = queue.submit(request)
     changed = queue.tick()            # from Blender's timer
     queue.close()
@@ -12,7 +12,6 @@ lies in each job's folder (`queued.json`), so that a job outlives Blender.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -26,7 +25,6 @@ from typing import Any, Literal
 from . import protocol
 from .backend import Backend, Failure
 from .session_lock import SessionLock, is_alive
-from .stage_times import StageTimes, kind
 from .transfer import NEEDED, Transfer, outgoing, results, store_preview
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -51,10 +49,12 @@ class QueuedJob:
         stage: The running stage, "" before the first.
         step: Of the stage, of
         steps: so many.
-        fraction: Share of the whole job that is done, 0 to 1, never falling.
+        fraction: Share of the whole job that is done, 0 to 1, never falling: where work is done once more, what is left
+            of the bar is for what is left of the work.
         eta_s: Seconds left for the whole job, None while unknown.
         preview: The latest picture of it, or None.
         frames: Its views, once the generator has made them.
+        warnings: What the user should know about the result, a sentence or two each.
         failure: Why it failed, or None.
         result: Its result.json, or None.
         submitted_at: Seconds since the epoch.
@@ -71,10 +71,24 @@ class QueuedJob:
     eta_s: float | None = None
     preview: Path | None = None
     frames: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     failure: Failure | None = None
     result: Path | None = None
     submitted_at: float = 0.0
     attempts: int = 0
+    # The backend's last word on its share, and where it and ours stood when it last began anew.
+    _told: float = 1.0
+    _anchor: tuple[float, float] = (0.0, 0.0)
+
+    def advance(self, told: float) -> None:
+        """Takes over the share that the backend says is done; less than it said before means that it began anew."""
+        told = min(max(told, 0.0), 1.0)
+        if told < self._told:
+            self._anchor = (told, max(self.fraction, told))
+        self._told = told
+        theirs, ours = self._anchor
+        left = (told - theirs) / (1 - theirs) if theirs < 1 else 1.0
+        self.fraction = max(self.fraction, ours + left * (1 - ours))
 
 
 class JobQueue:
@@ -83,7 +97,6 @@ class JobQueue:
     Args:
         backend: Not started yet.
         folder: The jobs folder; one folder a job is made in it.
-        history: File of the learnt stage times.
         clock: Seconds, monotonic.
         files_command: Moves files to and from the other machine that the backend runs on (see `transfer`); None: it
             runs on this one.
@@ -96,14 +109,12 @@ class JobQueue:
         self,
         backend: Backend,
         folder: Path,
-        history: Path,
         clock: Callable[[], float] = time.monotonic,
         files_command: Sequence[str] | None = None,
     ) -> None:
         self.backend = backend
         self.jobs: list[QueuedJob] = []
         self._folder = folder
-        self._times = StageTimes(history)
         self._clock = clock
         self._lock: SessionLock | None = None
         self._heard = 0.0
@@ -145,6 +156,7 @@ class JobQueue:
         if stored is None:
             raise FileNotFoundError(f"{folder} holds no job")
         job = QueuedJob(folder.name, folder, stored["request"], submitted_at=stored.get("submitted_at", 0.0))
+        job.fraction = float(stored.get("fraction", 0.0))
         if known is not None:
             self.jobs.remove(known)
         self._write(job)
@@ -202,6 +214,8 @@ class JobQueue:
         """Ends the backend; unfinished jobs stay in their folders and in `unfinished` of the next session."""
         self._drop_transfer()
         self.backend.stop(grace_s=2.0)
+        if (running := self._running()) is not None:
+            self._write(running)  # with how far it was
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -296,6 +310,9 @@ class JobQueue:
         self._heard = self._clock()
         if message["type"] == "progress":
             self._progress(job, message)
+        elif message["type"] == "warning":
+            if str(message["message"]) not in job.warnings:
+                job.warnings.append(str(message["message"]))
         elif message["type"] == "preview":
             if self._files_command is not None:
                 job.preview = store_preview(job.folder, message.get("data")) or job.preview
@@ -319,21 +336,18 @@ class JobQueue:
 
     def _progress(self, job: QueuedJob, message: dict[str, Any]) -> None:
         try:
-            step, steps = int(message["step"]), int(message["steps"])
+            step, steps, fraction = int(message["step"]), int(message["steps"]), float(message["fraction"])
             eta = None if message["eta_s"] is None else float(message["eta_s"])
         except (TypeError, ValueError):
             return
-        job.stage, job.step, job.steps = str(message["stage"]), step, steps
-        fraction, job.eta_s = self._times.estimate(self._kind(job), job.stage, step, steps, eta)
-        job.fraction = max(job.fraction, fraction)
+        job.stage, job.step, job.steps, job.eta_s = str(message["stage"]), step, steps, eta
+        job.advance(fraction)
         # The stage before the fit wrote them; orbit.json is the last of its files.
         views = job.folder / "views"
         if not job.frames and job.stage in ("fit", "refine") and (views / "orbit.json").exists():
             job.frames = sorted(views.glob("view_*.png"))
 
     def _done(self, job: QueuedJob, path: Path) -> None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            self._times.learn(self._kind(job), json.loads(path.read_text(encoding="utf-8"))["timings_s"])
         job.result, job.fraction, job.eta_s = path, 1.0, 0.0
         self._end(job, "done")
 
@@ -380,9 +394,6 @@ class JobQueue:
                 return job
         raise KeyError(job_id)
 
-    def _kind(self, job: QueuedJob) -> str:
-        return kind(str((self.backend.hello or {}).get("device", "")), job.request)
-
     def _end(self, job: QueuedJob, state: JobState, failure: Failure | None = None) -> None:
         if job.state == "running":
             self._drop_transfer()
@@ -400,11 +411,12 @@ class JobQueue:
             "request": job.request,
             "state": job.state,
             "submitted_at": job.submitted_at,
+            "fraction": job.fraction,
             "session": self._lock.name if self._lock is not None else "",
         }
         temporary = job.folder / f"{FILE}.{os.getpid()}.tmp"
         try:
-            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
             temporary.replace(job.folder / FILE)
         except OSError:
             if job.state == "waiting" and not (job.folder / FILE).exists():

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from extension.im3d_blender import diagnostics
+from extension.im3d_blender import diagnostics, exif
 from extension.im3d_blender.batch_table import read_table, resume, write_results
 from extension.im3d_blender.job_request import RequestError, default_name, make_request
+from extension.im3d_blender.jobs import date_text
 from extension.im3d_blender.model_facts import licence_of, read_models
 from extension.im3d_blender.placement import Placement, read_placement
 from extension.im3d_blender.tasks import SILENCE_S, Task, TaskState
+from PIL import Image, ImageOps
 
 from im3d.jobs import FORMAT, Request
 from im3d.models import models
@@ -81,30 +85,6 @@ class TestTable:
         assert row.request is not None
         assert (row.request["prompt"], row.name, row.request["seed"]) == ("a chest, old", "Chest", 4)
         assert row.request["height_m"] == 0.5
-
-    def test_other_files_are_not_taken_for_results(self, tmp_path: Path) -> None:
-        table = tmp_path / "props.csv"
-        table.write_text("prompt\na\n")
-        with pytest.raises(RequestError, match="not a table of results"):
-            write_results(read_table(table), table)
-        assert table.read_text() == "prompt\na\n"
-
-    def test_what_was_written_beside_a_held_table_counts(self, tmp_path: Path) -> None:
-        table, results = tmp_path / "props.csv", tmp_path / "results.csv"
-        table.write_text("prompt\na\n")
-        (row,) = read_table(table)
-        write_results([row], results)
-        row.status, row.job = "done", str(tmp_path)
-        (tmp_path / "result.json").write_text("{}")
-        write_results([row], results.with_suffix(".new.csv"))
-        (again,) = read_table(table)
-        resume([again], results)
-        assert again.status == "done"
-
-    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
-        (tmp_path / os.fsdecode(b"m_\xfc.png")).write_bytes(b"")
-        (row,) = read_table(tmp_path)
-        assert row.name == "m_\ufffd"
 
     def test_a_folder_is_a_row_for_each_picture(self, tmp_path: Path) -> None:
         for name in ("b.jpg", "a.png", "notes.txt"):
@@ -266,3 +246,54 @@ class TestDiagnostics:
         assert "stages.py" in cleaned
         assert "line 12" in cleaned
         assert "rustic" in cleaned  # only whole words are taken out
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_photographs_stand_as_pillow_stands_them(number: int, suffix: str, tmp_path: Path) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :8], pixels[8:, 24:] = (250, 0, 0), (0, 0, 250)
+    pixels[:8, 24:] = 250
+    tags = Image.Exif()
+    tags[0x0112] = number
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(pixels).save(path, exif=tags, quality=100, subsampling=0)
+    assert exif.orientation(path) == number
+    with Image.open(path) as photo:
+        expected = np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
+        mine = exif.upright(np.asarray(photo.convert("RGB")), number)
+    assert np.array_equal(mine, expected)
+
+
+def test_pictures_that_say_nothing_are_upright(tmp_path: Path) -> None:
+    for name, content in (("cut.jpg", b"\xff\xd8\xff\xe1\0\x10Exif\0\0II*\0"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+        assert exif.orientation(tmp_path / name) == 1
+    assert exif.orientation(tmp_path / "none.jpg") == 1
+
+
+def test_dates_are_written_as_the_user_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = locale.setlocale(locale.LC_TIME)
+    for name in ("LC_ALL", "LC_TIME", "LANG"):
+        monkeypatch.setenv(name, "C")
+    at = time.mktime((2026, 3, 4, 15, 6, 0, 0, 0, -1))
+    assert date_text(at) == "2026-03-04 15:06"  # not the American 03/04/26 of the C locale
+    german: list[str] = []
+
+    def setlocale(category: int, name: str | None = None) -> str:
+        german.append(name or "")
+        return "de_DE.UTF-8" if name == "" else "C"
+
+    monkeypatch.setattr(locale, "setlocale", setlocale)
+    monkeypatch.setattr(time, "strftime", lambda form, when: form)
+    assert date_text(at) == "%x %H:%M"
+    assert german[-1] == "C"  # Blender's own is put back
+    monkeypatch.undo()
+    assert locale.setlocale(locale.LC_TIME) == before
+
+
+def test_random_seeds_have_six_digits_at_most() -> None:
+    seeds = {make_request(prompt="x")["seed"] for _ in range(200)}
+    assert len(seeds) > 100
+    assert max(seeds) < 1_000_000
+    assert make_request(prompt="x", seed=2**31 - 1)["seed"] == 2**31 - 1

@@ -36,7 +36,7 @@ def work(item: Message) -> None:
     (job.folder / f"worker_{os.getpid()}").touch()
     if "load" not in job.state.finished:
         job.finish("load", "load", 0.1)
-    send(message("progress", job_id, stage="fit", step=1, steps=2, eta_s=1.0))
+    send(message("progress", job_id, stage="fit", step=1, steps=2, fraction=0.5, eta_s=1.0))
     marker = job.folder / "died"
     if plan == "die" or (plan == "die once" and not marker.exists()):
         marker.touch()

@@ -37,7 +37,6 @@ from im3d.protocol import Message
 from im3d.settings import Settings, parse_overrides, preset_settings
 from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
-from im3d.storage import write_json
 
 # Small enough for seconds. The fit is in three legs with the loop's two rounds between them.
 SMALL = ("fit.iterations=24", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.every=10",
@@ -204,9 +203,8 @@ def new_job(folder: Path, generator: str = "mini", settings: tuple[str, ...] = S
 def loop_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the mesh out of the jobs of a test that is about the loop."""
 
-    def finish(self: stages.Stages) -> None:
-        files = dict.fromkeys(("mesh", "splats", "preview", "turntable"), "not made")
-        write_json(self.job.folder / "result.json", {**files, "network_calls": self.notes["network_calls"]})
+    def finish(self: stages.Stages) -> dict[str, Any]:
+        return {"network_calls": self.notes["network_calls"]}
 
     for step in ("make_mesh", "make_texture", "export"):
         monkeypatch.setattr(stages.Stages, step, lambda self, progress: None)
@@ -221,10 +219,10 @@ def test_a_job_stopped_in_the_middle_of_a_refinement_goes_on_to_the_same_result(
     loop_only(monkeypatch)
     whole = new_job(tmp_path / "whole", image=str(picture))
     assert run(whole)["network_calls"] == len(mini.SHIFTS) * mini.DEFAULT_STEPS + 2 + 2
-    # After one of the second round's two steps: fit, round, fit are done.
+    # After one of the second round's two steps, and each round's beginning: fit, round, fit are done.
     broken = new_job(tmp_path / "broken", image=str(picture))
     with pytest.raises(CancelledError):
-        run(broken, StopAt("refine", 3))
+        run(broken, StopAt("refine", 5))
     assert "fit to 20" in broken.state.finished
     assert "refine 2" not in broken.state.finished
     assert not (broken.work / "refine_2" / "orbit.json").exists()
@@ -269,7 +267,7 @@ def test_a_resumed_job_keeps_its_generator(tmp_path: Path, picture: Path, monkey
         raise AssertionError("the choice was made before")
 
     monkeypatch.setattr(stages, "choose_generator", nobody_asks)
-    again = stages.Stages(Job.open(job.folder), "cpu", None)
+    again = stages.Stages(Job.open(job.folder), "cpu", None, lambda _: None)
     assert again.choice.name == again.generator.name == "mini"
     assert again.choice.reason.startswith("mini is the best")
 
@@ -316,7 +314,8 @@ def test_a_raised_orbit_is_drawn_and_fitted_too(tmp_path: Path, picture: Path, m
     targets: list[OrbitViews] = []
     job = new_job(tmp_path / "job", "sv3d_p", (*SMALL, "refine.raise_deg=25"), image=str(picture), elevation_deg=15.0)
     with pytest.raises(CancelledError):
-        run(job, StopAt("refine", 10))  # an orbit tells of its progress four times: in the second round's raised one
+        # A round tells of its beginning, an orbit four times: in the second round's raised one.
+        run(job, StopAt("refine", 12))
     assert "fit to 20" in job.state.finished
     assert not (job.work / "refine_2").exists()
     monkeypatch.setattr(SplatFit, "retarget", keeping(SplatFit.retarget, targets))
@@ -382,6 +381,12 @@ def test_an_exhausted_gpu_ends_with_status_4_and_names_the_smaller_mode(
 class TestRefusals:
     """What cannot work is said in the first second, before anything is drawn."""
 
+    @pytest.mark.parametrize("setting", ["refine.noise=1.5", "refine.noise=-0.1", "refine.steps=0"])
+    def test_a_refinement_out_of_range(self, setting: str, tmp_path: Path, picture: Path) -> None:
+        job = new_job(tmp_path / "job", settings=(setting,), image=str(picture))
+        with pytest.raises(InputError, match="refinement"):
+            run(job)
+
     def test_a_raised_orbit_by_a_generator_without_elevations(self, tmp_path: Path, picture: Path) -> None:
         with pytest.raises(InputError, match="mini cannot draw a raised orbit"):
             run(new_job(tmp_path / "job", settings=("refine.raise_deg=20",), image=str(picture)))
@@ -435,7 +440,7 @@ def test_the_users_mask_is_taken_and_the_crop_is_kept(tmp_path: Path, picture: P
     alpha[30:60, 20:80] = 1
     write_png(tmp_path / "mask.png", np.dstack([alpha] * 3))
     job = new_job(tmp_path / "job", image=str(picture), mask=str(tmp_path / "mask.png"))
-    steps = stages.Stages(job, "cpu", None)
+    steps = stages.Stages(job, "cpu", None, lambda _: None)
     steps.load(silent)
     steps.make_subject(silent)
     assert steps.notes["mask"] == "mask file"

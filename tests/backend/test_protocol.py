@@ -27,14 +27,14 @@ def test_every_message_survives_a_line() -> None:
     ("line", "why"),
     [
         (b"INFO: loading model", "not JSON"),
-        (b'{"v": 1, "id": "a", "type": "res', "not JSON"),
+        (b'{"v": 2, "id": "a", "type": "res', "not JSON"),
         (b"[1, 2]", "not an object"),
-        (b'{"v": 2, "id": "", "type": "ping"}', "protocol version 2"),
+        (b'{"v": 1, "id": "", "type": "ping"}', "protocol version 1"),
         (b'{"id": "", "type": "ping"}', "protocol version None"),
-        (b'{"v": 1, "id": "", "type": "selfdestruct"}', "unknown message type"),
-        (b'{"v": 1, "id": "", "type": ["ping"]}', "unknown message type"),
-        (b'{"v": 1, "id": 3, "type": "ping"}', "without an id"),
-        (b'{"v": 1, "id": "a", "type": "error", "code": "x"}', "without message, hint, remedy, log"),
+        (b'{"v": 2, "id": "", "type": "selfdestruct"}', "unknown message type"),
+        (b'{"v": 2, "id": "", "type": ["ping"]}', "unknown message type"),
+        (b'{"v": 2, "id": 3, "type": "ping"}', "without an id"),
+        (b'{"v": 2, "id": "a", "type": "error", "code": "x"}', "without message, hint, remedy, log"),
         (b"\xff\xfe{}", "not JSON"),
         (b"[" * 200_000, "not JSON"),
         (b'{"v": ' + b"1" * 5000 + b"}", "not JSON"),
@@ -53,7 +53,9 @@ def test_a_message_cannot_be_built_incomplete() -> None:
 
 def test_not_a_number_never_reaches_the_wire() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        protocol.encode(protocol.message("progress", "a", stage="fit", step=1, steps=2, eta_s=float("nan")))
+        protocol.encode(
+            protocol.message("progress", "a", stage="fit", step=1, steps=2, fraction=0.5, eta_s=float("nan"))
+        )
 
 
 def test_the_module_needs_the_standard_library_only() -> None:

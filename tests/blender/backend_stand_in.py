@@ -1,7 +1,7 @@
 """A backend that answers at once with a job that was made before: only what the add-on does is under test.
 
 The name of a job says what happens: "fail" ends in an error, "wait" reports half of a fit and waits for cancel.
-All others are done. STAND_IN_JOB names the folder of the finished job.
+"warn" has something to say; it and all others are done. STAND_IN_JOB names the folder of the finished job.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+WARNING = "The object touches the left of the picture and may be cut off."
 FINISHED = Path(os.environ["STAND_IN_JOB"])
 
 
 def say(type_: str, id_: str = "", **content: Any) -> None:
-    print(json.dumps({"v": 1, "id": id_, "type": type_, **content}), flush=True)
+    print(json.dumps({"v": 2, "id": id_, "type": type_, **content}), flush=True)
 
 
 def work(job_id: str, folder: Path, request: dict[str, Any]) -> None:
     (folder / "request.json").write_text(json.dumps(request))
-    say("progress", job_id, stage="load", step=1, steps=1, eta_s=None)
-    say("progress", job_id, stage="fit", step=1, steps=2, eta_s=1.0)
+    say("progress", job_id, stage="load", step=1, steps=1, fraction=0.1, eta_s=None)
+    say("progress", job_id, stage="fit", step=1, steps=2, fraction=0.5, eta_s=1.0)
     if request["name"] == "fail":
         say("error", job_id, code="model_missing", message="sv3d_p is not installed.",
             hint="Download it first (9.4 GB).", remedy="download sv3d_p", log=str(folder / "log.txt"))  # fmt: skip
         return
+    if request["name"] == "warn":
+        say("warning", job_id, message=WARNING)
     if request["name"] == "wait":
         return
     for file in FINISHED.iterdir():
@@ -35,6 +38,7 @@ def work(job_id: str, folder: Path, request: dict[str, Any]) -> None:
             shutil.copy(file, folder / file.name)
     result = json.loads((FINISHED / "result.json").read_text(encoding="utf-8"))
     changes = {k: request[k] for k in ("name", "prompt", "seed", "height_m")}
+    changes["warnings"] = [WARNING] if request["name"] == "warn" else []
     (folder / "result.json").write_text(json.dumps({**result, **changes}), encoding="utf-8")
     say("result", job_id, path=str(folder / "result.json"))
 

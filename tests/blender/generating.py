@@ -134,6 +134,60 @@ def survives(extension: str, jobs: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def submit(name: str, **placed: Any) -> Any:
+    """A job asked for in the open file, as the panel does, without waiting for it."""
+    session = module("session")
+    request = module("job_request").make_request(prompt="x", name=name)
+    scene, blend = bpy.context.scene.name, bpy.data.filepath
+    placement = module("placement").Placement(blend=blend, document=session.document(), scene=scene, **placed)
+    return session.submit(bpy.context, request, placement)
+
+
+def saved_and_reopened(extension: str, jobs: str, blend: str) -> dict[str, Any]:
+    """Jobs asked for in a file that had no path yet, which is saved, left, and opened again."""
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    session = module("session")
+    first, second = submit("Kiste"), submit("Truhe")
+    bpy.ops.wm.save_as_mainfile(filepath=blend)
+    bpy.ops.wm.open_mainfile(filepath=blend)
+    session.wait_for(bpy.context, [first.id])
+    reopened = names()
+    empty_scene()
+    session.wait_for(bpy.context, [second.id])
+    elsewhere, note = names(), session.current().notes.get(second.id, "")
+    bpy.ops.wm.open_mainfile(filepath=blend)
+    session.wait_for(bpy.context, [second.id])
+    back = names()
+    third = submit("Dose")
+    empty_scene()
+    session.wait_for(bpy.context, [third.id])
+    waiting = names()
+    bpy.ops.im3d.arrive(job=third.id)
+    return {
+        "reopened": reopened, "elsewhere": elsewhere, "note": note, "back": back, "waiting": waiting, "asked": names(),
+    }  # fmt: skip
+
+
+def warnings_and_clear(extension: str, jobs: str) -> dict[str, Any]:
+    """What the backend warns of is with the job while it is in the list, and with the finished one."""
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    ui, session = module("queue_ui"), module("session")
+    warned, failed, plain = submit("warn"), submit("fail"), submit("Kiste")
+    session.wait_for(bpy.context, [warned.id, failed.id, plain.id])
+    shown = [job.request["name"] for job in ui.shown_jobs(session.current())]
+    listed = {row.title: row.warnings for row in bpy.context.window_manager.im3d.jobs}
+    seeds = [job.request["seed"] for job in (warned, failed, plain)]
+    bpy.ops.im3d.clear_ended()
+    return {
+        "shown": shown, "warnings": warned.warnings, "listed": listed, "left": len(session.current().queue.jobs),
+        "folders": len(list(Path(jobs).glob("2*"))), "seeds": seeds,
+    }  # fmt: skip
+
+
 def left_unfinished(extension: str, jobs: str) -> dict[str, Any]:
     """Blender is closed before a job has begun; the next session takes it up, once."""
     install(extension)

@@ -127,6 +127,44 @@ def from_edit_mode(extension: str, job: str) -> dict[str, Any]:
     }
 
 
+def in_each_others_way(extension: str, job: str) -> dict[str, Any]:
+    """Imports at the cursor where a cube, ground, a room or the one before stands."""
+    install(extension)
+    empty_scene()
+    bpy.ops.mesh.primitive_plane_add(size=40)
+    bpy.ops.mesh.primitive_cube_add(size=12, location=(0, 0, 5.9))
+    bpy.ops.object.mode_set(mode="EDIT")
+    bpy.ops.mesh.flip_normals()  # a room
+    bpy.ops.object.mode_set(mode="OBJECT")
+    for _ in range(3):
+        bpy.ops.im3d.import_job(filepath=job, lods=True)
+    in_room = [list(bpy.data.objects[name].location) for name in ("Kiste grün", "Kiste grün.001", "Kiste grün.002")]
+    bpy.ops.mesh.primitive_cube_add(size=2, location=(0, 4, 0))  # as in Blender's own new file, the box is inside it
+    bpy.ops.im3d.import_job(filepath=job, name="Beside", location=(0, 4, 0))
+    bpy.ops.im3d.import_job(filepath=job, name="Inside", location=(0, 4, 0), step_aside=False)
+    level = bpy.data.objects["Kiste grün_LOD1"]
+    before = level.visible_get()
+    level.hide_set(False)
+    return {
+        "in_room": in_room, "beside": list(bpy.data.objects["Beside"].location),
+        "inside": list(bpy.data.objects["Inside"].location), "level": [before, level.visible_get(), level.hide_render],
+    }  # fmt: skip
+
+
+def exported(extension: str, job: str, out: str) -> dict[str, Any]:
+    """The textures in what other programs get."""
+    install(extension)
+    empty_scene()
+    name = "Vase 1/2: " + "ü" * 60
+    bpy.ops.im3d.import_job(filepath=job, name=name)
+    bpy.ops.preferences.addon_enable(module="io_scene_fbx")
+    folder = Path(out)
+    bpy.ops.export_scene.fbx(filepath=str(folder / "a.fbx"), path_mode="COPY", embed_textures=True)
+    bpy.ops.wm.obj_export(filepath=str(folder / "a.obj"), path_mode="COPY")
+    bpy.ops.wm.usd_export(filepath=str(folder / "a.usda"))
+    return {"names": [image.name for image in bpy.data.images], "object": bpy.data.objects[0].name}
+
+
 def broken_job(extension: str, broken: str, nothing: str) -> dict[str, Any]:
     install(extension)
     empty_scene()

@@ -84,13 +84,14 @@ def points(extension: str, job: str) -> dict[str, Any]:
     child.data.attributes["Color"].data.foreach_get("color_srgb", colors)
     radii = np.empty(len(child.data.vertices), np.float32)
     child.data.attributes["radius"].data.foreach_get("value", radii)
-    child.hide_viewport = False
+    hidden = child.hide_get() and child.hide_render and not child.hide_viewport
+    child.hide_set(False)
     bpy.context.view_layer.update()
     graph = bpy.context.evaluated_depsgraph_get()
     instances = [i.object.type for i in graph.object_instances if i.object.name == child.name]
     return {
         "points": co.reshape(-1, 3).tolist(), "colors": colors.reshape(-1, 4).tolist(), "radii": radii.tolist(),
-        "hidden": child.hide_render, "drawn": instances, "corners": [list(v.co) for v in obj.data.vertices],
+        "hidden": hidden, "drawn": instances, "corners": [list(v.co) for v in obj.data.vertices],
     }  # fmt: skip
 
 

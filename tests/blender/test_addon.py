@@ -43,7 +43,7 @@ class TestZip:
     def test_the_add_on_imports_only_what_it_may(self) -> None:
         import ast
 
-        allowed = {"bpy", "blf", "mathutils", "numpy", "gpu"} | set(sys.stdlib_module_names)
+        allowed = {"bpy", "bpy_extras", "blf", "mathutils", "numpy", "gpu"} | set(sys.stdlib_module_names)
         for path in (ROOT / "im3d_blender").rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
@@ -92,6 +92,28 @@ class TestInstalled:
         assert got["selected"] == ["Cube"]
         assert got["active"] == "Cube"
         assert got["objects"] == ["Cube", "Second", "Second.001"]
+
+    def test_objects_do_not_arrive_inside_one_another(self, extension: Path, job: Path, tmp_path: Path) -> None:
+        got = inside("in_each_others_way", tmp_path, extension, job)
+        # 0.3 m wide, a tenth of it apart, on the ground and in the room.
+        assert np.allclose(got["in_room"], [[0, 0, 0], [0.33, 0, 0], [0.66, 0, 0]], atol=1e-4)
+        assert got["beside"] == pytest.approx([1 + 0.03 + 0.15, 4, 0], abs=1e-4)
+        assert got["inside"] == pytest.approx([0, 4, 0], abs=1e-6)
+        assert got["level"] == [False, True, True]  # the outliner's eye shows it
+
+    def test_exports_keep_the_textures(self, extension: Path, job: Path, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        got = inside("exported", tmp_path, extension, job, tmp_path / "out")
+        assert len(got["names"]) == 2
+        assert all(name.endswith(".png") and len(name.encode()) <= 63 for name in got["names"])
+        assert sum("normal" in name for name in got["names"]) == 1
+        fbx, mtl = (tmp_path / "out" / "a.fbx").read_bytes(), (tmp_path / "out" / "a.mtl").read_text(encoding="utf-8")
+        assert fbx.count(b"\x89PNG") == 2
+        assert b".png" in fbx
+        assert [line.split(" ")[0] for line in mtl.splitlines() if line.endswith(".png")] == ["map_Kd", "map_Bump"]
+        files = list((tmp_path / "out" / "textures").glob("*.png"))
+        assert len(files) == 2
+        assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
     def test_a_broken_job_changes_nothing(self, extension: Path, job: Path, tmp_path: Path) -> None:
         broken = tmp_path / "broken"

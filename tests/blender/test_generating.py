@@ -98,6 +98,27 @@ def test_jobs_survive_another_file_and_end_with_the_add_on(blender: Callable[...
     assert got["backend"] == "stopped"
 
 
+def test_a_job_of_an_unsaved_file_arrives_when_that_file_is_open_again(
+    blender: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    got = blender("saved_and_reopened", tmp_path / "scene.blend")
+    assert got["reopened"] == ["Kiste"]
+    # Finished while another file was open, it waits for its own.
+    assert (got["elsewhere"], "another file" in got["note"]) == ([], True)
+    assert got["back"] == ["Truhe"]
+    # Or comes where the user asks for it.
+    assert (got["waiting"], got["asked"]) == ([], ["Dose"])
+
+
+def test_warnings_reach_the_panel_and_the_finished_job(blender: Callable[..., dict[str, Any]]) -> None:
+    got = blender("warnings_and_clear")
+    assert got["shown"] == ["warn", "fail"]  # a job without anything to say is among the finished ones alone
+    assert len(got["warnings"]) == 1
+    assert got["listed"] == {"warn": got["warnings"][0], "Kiste": ""}
+    assert (got["left"], got["folders"]) == (0, 3)
+    assert max(got["seeds"]) < 1_000_000
+
+
 def test_the_examples_of_the_scripting_page(blender: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     text = (ROOT / "docs" / "scripting.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
@@ -123,5 +144,5 @@ def test_the_command_of_blender(blender: Callable[..., dict[str, Any]], tmp_path
 def test_pictures_can_be_dropped(blender: Callable[..., dict[str, Any]]) -> None:
     got = blender("drop_handler")
     assert got["there"] is True
-    assert got["label"] == "Generate 3D from image"
-    assert ".png" in got["files"].split(";")
+    assert got["label"] == "Generate 3D Object"
+    assert {".png", ".mp4", ".mov", ".gif"} <= set(got["files"].split(";"))

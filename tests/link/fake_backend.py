@@ -16,7 +16,7 @@ from pathlib import Path
 STAGES = ("load", "image", "orbit", "fit", "mesh", "texture", "export")
 
 
-def say(type_: str, id_: str = "", protocol: int = 1, **content: object) -> None:
+def say(type_: str, id_: str = "", protocol: int = 2, **content: object) -> None:
     sys.stdout.write(json.dumps({"v": protocol, "id": id_, "type": type_, **content}) + "\n")
     sys.stdout.flush()
 
@@ -33,15 +33,18 @@ def misbehave(fault: str, job_id: str = "") -> None:
         sys.stdout.buffer.write(b"x" * 3_000_000 + b'{"v": 2, "id": "", "type": "ping"}\n')
         sys.stdout.buffer.flush()
     elif fault == "half":
-        sys.stdout.write('{"v": 1, "id": "", "type": "prog')
+        sys.stdout.write('{"v": 2, "id": "", "type": "prog')
         sys.stdout.flush()
         sys.exit(0)
     elif fault == "newer":
-        say("hello", protocol=2, product="im3d", version="9", device="cpu")
+        say("hello", protocol=3, product="im3d", version="9", device="cpu")
         time.sleep(3600)
     elif fault == "flood":
         for _ in range(100):
             sys.stderr.write("x" * (1 << 20))
+    elif fault == "warn":
+        for _ in range(2):
+            say("warning", job_id, message="The object may be cut off.")
     elif fault == "error":
         say(
             "error",
@@ -58,8 +61,9 @@ def work(job_id: str, folder: Path, place: str, fault: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "request.json").write_text("{}")
     died = (folder / "died").exists()
-    for stage in STAGES:
-        say("progress", job_id, stage=stage, step=1, steps=2, eta_s=None)
+    for number, stage in enumerate(STAGES):
+        fraction = (number + 0.5) / len(STAGES)
+        say("progress", job_id, stage=stage, step=1, steps=2, fraction=fraction, eta_s=70 - 70 * fraction)
         if stage == place and not died:
             if fault in ("die", "kill", "hang", "half") and os.environ.get("FAKE_ONCE"):
                 (folder / "died").touch()

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from extension.im3d_blender.link import backend as link_backend
 from extension.im3d_blender.link.backend import LOG_BYTES, Backend, Deadlines, Failure
 from extension.im3d_blender.link.environment import backend_command, child_environment
 from extension.im3d_blender.link.queue import CANCEL_S, SILENCE_S, JobQueue, QueuedJob
 from extension.im3d_blender.link.session_lock import SessionLock, is_alive
-from extension.im3d_blender.link.stage_times import StageTimes
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_backend.py")
@@ -40,7 +38,7 @@ class Scene:
     def __init__(self, folder: Path, plan: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
         self.backend = Backend([sys.executable, str(FAKE), plan], folder / "backend.log", clock=clock)
-        self.queue = JobQueue(self.backend, folder / "jobs", folder / "times.json", clock)
+        self.queue = JobQueue(self.backend, folder / "jobs", clock)
         self.pids: list[int] = []
 
     def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -94,11 +92,43 @@ def test_jobs_run_in_order_and_say_how_far_they_are(scene: Callable[..., Scene])
     assert [f for f, _ in seen] == sorted(f for f, _ in seen)
     assert first.result == first.folder / "result.json"
     assert len(s.pids) == 1
-    # What the first job taught: the next one knows how long it will take.
-    third = s.queue.submit(REQUEST)
-    etas: list[float | None] = []
-    s.until(lambda: etas.append(third.eta_s) or s.ended(third)())
-    assert StageTimes(s.folder / "times.json").estimate("fake prompt auto draft", "fit", 1, 2, None) == (0.5, 35.0)
+
+
+def test_progress_never_falls_and_never_stands_still_while_work_is_done_once_more(tmp_path: Path) -> None:
+    """A retry after the worker's death goes back to the last finished step; so does a resumed job."""
+    job = QueuedJob("a", tmp_path, REQUEST)
+    seen = []
+    for told in (0.0, 0.2, 0.5, 0.2, 0.3, 0.6, 0.6, 0.1, 0.55, 1.0):
+        job.advance(told)
+        seen.append(job.fraction)
+    assert seen[:3] == [0.0, 0.2, 0.5]
+    assert seen[3] == 0.5  # the bar stays, and what is left of it is for what is left of the work
+    assert seen[4] == pytest.approx(0.5 + 0.5 * 0.1 / 0.8)
+    assert seen[3] < seen[4] < seen[5]
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_a_resumed_job_starts_where_it_was(tmp_path: Path) -> None:
+    first = Scene(tmp_path, "texture:hang")
+    job = first.queue.submit(REQUEST)
+    first.until(lambda: job.stage == "texture")
+    reached = job.fraction
+    first.queue.close()
+    second = Scene(tmp_path, "none:ok")
+    again = second.queue.resume(job.folder)
+    seen = [again.fraction]
+    second.until(lambda: seen.append(again.fraction) or again.state == "done")  # type: ignore[func-returns-value]
+    second.queue.close()
+    assert seen[0] == reached > 0.7
+    assert seen == sorted(seen)
+
+
+def test_warnings_are_kept_with_the_job_each_once(scene: Callable[..., Scene]) -> None:
+    s = scene("fit:warn")
+    job = s.queue.submit(REQUEST)
+    s.until(s.ended(job))
+    assert (job.state, job.warnings) == ("done", ["The object may be cut off."])
 
 
 @pytest.mark.parametrize("place", ["submit", "load", "orbit", "fit", "mesh", "texture", "export"])
@@ -236,7 +266,7 @@ def test_errors_of_a_job_are_its_own(scene: Callable[..., Scene]) -> None:
 
 
 def test_a_missing_backend_is_said_at_once(tmp_path: Path) -> None:
-    queue = JobQueue(Backend([str(tmp_path / "none")], tmp_path / "log"), tmp_path / "jobs", tmp_path / "times.json")
+    queue = JobQueue(Backend([str(tmp_path / "none")], tmp_path / "log"), tmp_path / "jobs")
     job = queue.submit(REQUEST)
     queue.tick()
     queue.tick()
@@ -295,25 +325,3 @@ def test_nothing_of_blenders_python_reaches_the_backend(tmp_path: Path, monkeypa
     assert backend_command(tmp_path)[0].startswith(str(tmp_path))
     monkeypatch.setenv("IM3D_PYTHON", "/my/python")
     assert backend_command(tmp_path)[0] == "/my/python"
-
-
-def test_damaged_stage_times_are_as_good_as_none(tmp_path: Path) -> None:
-    path = tmp_path / "times.json"
-    for text in ("", "[]", '{"k": 3}', '{"k": {"fit": "x"}}'):
-        path.write_text(text)
-        fraction, left = StageTimes(path).estimate("k", "fit", 1, 2, 10.0)
-        assert 0 < fraction < 1
-        assert left is None
-
-
-def test_a_backend_is_pinged_though_nobody_looks_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blender's timers stand still while it renders; the thread that writes does not."""
-    monkeypatch.setattr(link_backend, "PING_S", 0.01)
-    code = "import sys; open(sys.argv[1], 'w').writelines(sys.stdin.readline() for _ in range(3))"
-    backend = Backend([sys.executable, "-c", code, str(tmp_path / "said")], tmp_path / "log")
-    backend.start()
-    assert backend._process is not None
-    assert backend._process.wait(timeout=30) == 0
-    backend.stop()
-    said = (tmp_path / "said").read_bytes().splitlines()
-    assert [link_backend.protocol.decode(line)["type"] for line in said] == ["ping"] * 3

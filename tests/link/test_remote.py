@@ -61,7 +61,7 @@ def queue(far: Far, tmp_path: Path) -> Iterator[JobQueue]:
     host = "me@far -p 2222"
     backend = Backend(remote_command(host), tmp_path / "log")
     files = remote_command(host, "--files")
-    made = JobQueue(backend, far.near / "jobs", tmp_path / "times.json", files_command=files)
+    made = JobQueue(backend, far.near / "jobs", files_command=files)
     yield made
     made.close()
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)

@@ -29,6 +29,7 @@ def main(path):
     studio.set_up(obj, task["size"])
     scene.render.engine = "CYCLES"
     scene.cycles.samples = 128
+    scene.cycles.use_denoising = studio.has_denoiser()
     show_texture(obj)
     bpy.ops.wm.save_as_mainfile(filepath=task["blend"], compress=True, check_existing=False)
 

@@ -18,7 +18,7 @@ from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
 from im3d.mesh.tangents import vertex_tangents
 from im3d.mesh.unwrap import UnwrappedMesh, unwrap
 from im3d.orbit import Cameras
-from im3d.progress import Progress, silent
+from im3d.progress import Progress, part, silent
 from im3d.settings import MeshSettings, TextureSettings
 from im3d.splats import depth_torch
 from im3d.splats.depth import seen_directions
@@ -121,7 +121,7 @@ def build_surface(
         gaussians: Those that some view sees (`SplatFit.finished`), on the CPU.
         views: The views that were fitted.
         settings: See `MeshSettings`.
-        progress: Told of the steps of the fusion.
+        progress: Told of each step of the way.
         device: Where depth maps are fused.
 
     Raises:
@@ -130,11 +130,13 @@ def build_surface(
     if settings.route == "density":
         field = density_field(gaussians, views, settings)
     else:
-        field = fused_field(gaussians, views, settings, progress, device)
+        field = fused_field(gaussians, views, settings, part(progress, 0.0, 0.6), device)
     full = extract_surface(field, views)
+    progress(70, 100)
     mesh = simplified(full, settings.faces)
+    progress(80, 100)
     if settings.route == "fusion" and settings.outline_rounds:
-        mesh = fit_outlines(mesh, views, settings.outline_rounds)
+        mesh = fit_outlines(mesh, views, settings.outline_rounds, part(progress, 0.8, 1.0))
     return Surface(full, mesh)
 
 
@@ -153,7 +155,7 @@ def texture_surface(
         surface: Of `build_surface`.
         gaussians, views: As it took them.
         settings: See `TextureSettings`.
-        progress: Told of the views.
+        progress: Told of each step of the way.
         input_view: As `bake_colors` takes it.
         device: Where splats are drawn, to learn which views saw them.
     """
@@ -163,9 +165,12 @@ def texture_surface(
         atlas = waiting.submit(unwrap, surface.mesh, settings.size)
         cameras = views.orbit.cameras(views.size)
         directions = seen_from(gaussians, cameras, device).numpy()
+        progress(10, 100)
         smooth = surface.mesh.vertex_normals()
         mesh_views = views_of_mesh(surface.mesh.vertices, surface.mesh.faces, views)
+        progress(20, 100)
         unwrapped = atlas.result()
+        progress(30, 100)
     normals = smooth[unwrapped.source]
     tangents = vertex_tangents(unwrapped, normals)
     texels = atlas_texels(unwrapped, normals, settings.size)
@@ -179,7 +184,7 @@ def texture_surface(
         same = np.array_equal(unwrapped.source[unwrapped.faces], surface.mesh.faces)
         base_color, unseen = bake_colors(
             unwrapped, texels, views, lambda rows: splat_colors(texels, rows, means, colors, directions), settings,
-            progress, input_view, mesh_views if same else None,
+            part(progress, 0.3, 1.0), input_view, mesh_views if same else None,
         )  # fmt: skip
     detail = normal_map.result() if normal_map else None
     return TexturedMesh(unwrapped, normals, tangents, base_color, detail, unseen)
