@@ -24,6 +24,7 @@ from im3d.errors import CancelledError, Im3dError, OutOfMemoryError
 # Each is a module with configure(parser) and run(args) -> exit status, imported when it is asked for.
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("im3d.commands.generate", "make an object from a picture, a sentence or the views of an orbit"),
+    "cutout": ("im3d.commands.cutout", "cut the object out of a picture, as a job would"),
     "batch": ("im3d.commands.batch", "make an object of every row of a table or every picture of a folder"),
     "resume": ("im3d.commands.resume", "continue an interrupted job"),
     "models": ("im3d.commands.models", "list, download and check the models, and show their licences"),
@@ -95,9 +96,26 @@ def _logged(defect: Exception) -> str:
 def report_error(error: Im3dError, as_json: bool, **content: object) -> None:
     """Says an error on stderr and, for `--json`, as the last line of stdout."""
     print(f"im3d: {error}", file=sys.stderr)
+    if command := remedy_command(error.remedy):
+        print(f"im3d: {command}", file=sys.stderr)
     if as_json:
         failure = {"status": "error", **error.to_json(), **content}
         print(json.dumps(failure), flush=True)
+
+
+def remedy_command(remedy: str) -> str:
+    """How a terminal does what the panel's button does, a sentence; "" where the hint has said all there is to say."""
+    verb, _, name = remedy.partition(" ")
+    if verb == "token":
+        from im3d.models import find_model
+
+        return f"Accept the terms at {find_model(name).page}, then run: hf auth login (or set HF_TOKEN)"
+    commands = {
+        "download": f"Run: im3d models download {name}",
+        "licence": f"Run: im3d models licence {name} --accept",
+        "draft": "Use: --preset draft",
+    }
+    return commands.get(verb, "")
 
 
 if __name__ == "__main__":

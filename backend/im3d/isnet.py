@@ -185,7 +185,7 @@ def segmented(network: IsNet, rgb: FloatArray, size: int = SIZE) -> FloatArray:
         mask = network(F.interpolate(picture, size=(size, size), mode="bilinear") - 0.5)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            "IS-Net does not fit into the memory of the GPU.", "Close other programs that use it, or use --device cpu."
+            "IS-Net does not fit into the memory of the GPU.", "Close other programs that use it."
         ) from error
     mask = F.interpolate(mask, size=rgb.shape[:2], mode="bilinear")[0, 0].float()
     low, high = mask.min(), mask.max()

@@ -57,7 +57,7 @@ def choose_device(wanted: str) -> torch.device:
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA device.", "Use --device cpu.")
+        raise InputError("There is no CUDA device.", "Use the device cpu.")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

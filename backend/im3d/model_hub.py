@@ -352,23 +352,31 @@ def _alone(model: Model) -> Iterator[None]:
 def _explained(model: Model) -> Iterator[None]:
     """Turns what the hub's client raises into sentences."""
     import httpx2
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     _require_proxy()
+    _require_sound_token(model)
     again = f"What has arrived is kept: run im3d models download {model.name} again to go on."
     try:
         yield
     except HfHubHTTPError as error:
         status = error.response.status_code
+        if status == 401 and get_token():
+            raise ModelError(
+                "Hugging Face does not accept your access token.", "Paste one that is valid.", f"token {model.name}"
+            ) from error
         if status == 401:
             raise ModelError(
-                f"The hub asks for a login before it gives {model.name}.",
-                f"Accept the terms at {model.page}, then run: hf auth login (or set HF_TOKEN).",
+                f"{model.title} requires a Hugging Face account.",
+                "Accept the terms on the model page, then paste your token.",
+                f"token {model.name}",
             ) from error
         if status == 403:
             raise ModelError(
-                f"Your account at the hub may not read {model.name} yet.",
-                f"Accept the terms at {model.page} with the account of your token, then try again.",
+                f"Your Hugging Face account has no access to {model.title} yet.",
+                "Accept the terms on the model page with the account of your token, then try again.",
+                f"token {model.name}",
             ) from error
         if status == 404:
             raise ModelError(
@@ -408,6 +416,21 @@ def _require_proxy() -> None:
         raise ModelError(
             f"The proxy that is set cannot be used: {reason}.", "Check ALL_PROXY and HTTPS_PROXY."
         ) from error
+
+
+def _require_sound_token(model: Model) -> None:
+    """What cannot be a token never reaches the hub's client, whose errors would quote it.
+
+    Raises:
+        ModelError: The user's token holds spaces, or other characters than printable ASCII.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ModelError(
+            "Your access token holds characters that no token has.", "Copy it again.", f"token {model.name}"
+        )
 
 
 def _endpoint() -> str | None:

@@ -133,7 +133,7 @@ def require(name: str) -> Path:
     """The folder of a model that is needed now.
 
     Raises:
-        ModelError: It is not installed; the message says which command gets it and how large it is.
+        ModelError: It is not installed; the hint says how large it is, the remedy downloads it.
     """
     folder = installed(name)
     if folder is not None:
@@ -141,10 +141,9 @@ def require(name: str) -> Path:
     model = find_model(name)
     if model.shipped:
         raise ModelError(f"The weights of {name}, which come with im3d, are missing.", "Install im3d again.")
-    consent = f" Its terms are accepted at {model.page}." if model.gated else ""
+    account = " It requires a Hugging Face account: accept the terms on the model page first." if model.gated else ""
     raise ModelError(
-        f"The model {name} ({model.title}) is not installed.",
-        f"Get it with: im3d models download {name} ({model.size}).{consent}",
+        f"{model.title} is not installed.", f"Download it first ({model.size}).{account}", f"download {name}"
     )
 
 
@@ -266,8 +265,9 @@ def require_licence(model: Model) -> None:
     """
     if not licence_accepted(model.name):
         raise ModelError(
-            f"The licence of {model.name} ({model.licence}) has not been accepted.",
-            f"Read {model.licence_url}, then run: im3d models licence {model.name} --accept.",
+            f"The licence of {model.title} ({model.licence}) has not been accepted.",
+            f"Read and accept it: {model.licence_url}",
+            f"licence {model.name}",
         )
 
 

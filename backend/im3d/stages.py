@@ -91,10 +91,10 @@ class Stages:
         request = self.request
         if request.views is not None:
             if request.generator not in ("auto", "files"):
-                raise InputError(f"{request.generator} makes views; yours are given.", "Leave --generator out.")
+                raise InputError(f"{request.generator} makes views; yours are given.", "Choose the generator auto.")
             return FilesGenerator(Path(request.views), request.elevation_deg, segment=self.segment)
         if request.generator == "files":
-            raise InputError("The generator 'files' needs --views.", "Give --views, or another generator.")
+            raise InputError("The generator files needs the views of an orbit.", "Give them, or choose another generator.")
         return build_generator(self.choice.name, self.settings, self.device, request.elevation_deg, self.segment)
 
     @functools.cached_property
@@ -223,7 +223,7 @@ class Stages:
                 raise
             raise InputError(
                 f"The views that {self.generator.name} drew do not show one object.",
-                "Try another --seed, or a picture that shows the object more clearly.",
+                "Try another seed, or a picture that shows the object more clearly.",
             ) from error
         method, confidence = self._elevation_source(views, estimate)
         self.notes.update(
@@ -236,7 +236,7 @@ class Stages:
         if confidence is not None and confidence < LOW_CONFIDENCE:
             self.warn(
                 f"The elevation of the views, {estimate.orbit.elevation_deg:g}°, is a guess: the object looks much the "
-                "same from others. If the result leans or bulges, give the elevation."
+                "same from others. If the result leans or bulges, set the camera elevation."
             )
         found = OrbitViews(views.rgba, estimate.orbit)
         if (
@@ -392,7 +392,9 @@ class Stages:
             try:
                 self.generator  # noqa: B018 - asked for its errors
             except ModelError as generator:
-                raise ModelError(f"{image.message} {generator.message}", f"{image.hint} {generator.hint}") from image
+                hint = f"{image.hint} {generator.hint}"
+                remedy = f"{image.remedy} {generator.remedy.removeprefix('download ')}".strip()
+                raise ModelError(f"{image.message} {generator.message}", hint, remedy) from image
             raise
 
     def _subject(self) -> Subject:

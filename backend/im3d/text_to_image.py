@@ -97,7 +97,8 @@ def choose_image_model(settings: ImageSettings) -> str:
         default = find_model(names[0])
         raise ModelError(
             "No model that draws a picture from a sentence is installed.",
-            f"Get one with: im3d models download {default.name} ({default.size}), or give a picture with --image.",
+            f"Download {default.title} ({default.size}), or start from a picture.",
+            f"download {default.name}",
         )
     return found
 
@@ -239,7 +240,7 @@ def choose_memory(wanted: ImageMemory, folder: Path, device: torch.device) -> st
             return mode
     raise OutOfMemoryError(
         f"The picture needs {min(needs.values()):.1f} GB of free GPU memory; {free:.1f} GB are free.",
-        "Close other programs that use the GPU, choose a smaller image.model, or give a picture with --image.",
+        "Close other programs that use the GPU, set image.model to a smaller one, or start from a picture.",
     )
 
 
@@ -294,7 +295,7 @@ def _out_of_memory_explained(model: str, mode: str, device: torch.device) -> Ite
         where = "GPU" if device.type == "cuda" else f"machine ({psutil.virtual_memory().total / GIGABYTE:.0f} GB)"
         raise OutOfMemoryError(
             f"{find_model(model).title} does not fit into the memory of the {where} in the mode {mode}.",
-            f"Use the next smaller one: --set image.memory={smaller}."
+            f"Use the next smaller one: set image.memory to {smaller}."
             if smaller
-            else "Close other programs, choose a smaller image.model, or give a picture with --image.",
+            else "Close other programs, set image.model to a smaller one, or start from a picture.",
         ) from error

@@ -58,12 +58,21 @@ def backend_command(home: Path, blender: str = "") -> list[str]:
     return [*command, "--blender", blender] if blender else command
 
 
-def child_environment(home: Path) -> dict[str, str]:
-    """This process's environment without Blender's Python, with all caches under `home`."""
+def child_environment(home: Path, token: str = "") -> dict[str, str]:
+    """This process's environment without Blender's Python, with all caches under `home`.
+
+    Args:
+        token: The user's access token of the model hub, for a command that downloads; "" leaves it to his own login.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in FOREIGN}
     environment["IM3D_HOME"] = str(home)
     environment["PYTHONUNBUFFERED"] = "1"
     environment["PYTHONUTF8"] = "1"
+    if token.strip():
+        environment["HF_TOKEN"] = token.strip()
+    # The user's own `hf auth login` stays where it is, while the caches move.
+    own = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    environment.setdefault("HF_TOKEN_PATH", str(Path(environment.get("HF_HOME") or own) / "token"))
     for name, folder in CACHES.items():
         environment.setdefault(name, str(home / folder))
     return environment

@@ -71,7 +71,8 @@ def test_a_name_is_taken_at_its_word(name: str) -> None:
         choose_generator(name, CPU)
     assert caught.value.exit_status == 3
     if name != "mini":
-        assert f"im3d models download {name} (9.4 GB)" in caught.value.hint
+        assert "9.4 GB" in caught.value.hint
+        assert caught.value.remedy == f"download {name}"
     install(name)
     assert choose_generator(name, CPU) == choose_generator(name, GPU)
     assert choose_generator(name, CPU).reason == ""
@@ -80,18 +81,19 @@ def test_a_name_is_taken_at_its_word(name: str) -> None:
 def test_nothing_installed_names_a_command() -> None:
     with pytest.raises(ModelError, match="is installed") as caught:
         choose_generator("auto", GPU)
-    assert "im3d models download sv3d_u (9.4 GB)" in caught.value.hint
+    assert "SV3D (9.4 GB" in caught.value.hint
+    assert caught.value.remedy == "download sv3d_u"
     # Nobody should fetch nine gigabytes to learn that his machine cannot use them.
     with pytest.raises(ModelError) as caught:
         choose_generator("auto", CPU)
-    assert "download sv3d_u (9.4 GB; it wants an NVIDIA GPU of 8 GB, which is missing here)" in caught.value.hint
+    assert "Download SV3D (9.4 GB; it wants an NVIDIA GPU of 8 GB, which is missing here)" in caught.value.hint
 
 
 def test_installed_but_too_large_is_said_as_such() -> None:
     install("sv3d_u")
     with pytest.raises(ModelError, match="sv3d_u needs a GPU") as caught:
         choose_generator("auto", CPU)
-    assert "download" not in caught.value.hint
+    assert caught.value.remedy == ""
 
 
 def test_an_unknown_name() -> None:

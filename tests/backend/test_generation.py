@@ -414,14 +414,16 @@ class TestRefusals:
         with pytest.raises(InputError, match="elevation of 100° is out of range"):
             run(new_job(tmp_path / "job", image=str(picture), elevation_deg=100.0))
 
-    def test_a_missing_generator_names_its_command(self, tmp_path: Path, picture: Path) -> None:
-        with pytest.raises(ModelError, match=r"im3d models download sv3d_u \(9\.4 GB\)"):
+    def test_a_missing_generator_says_how_to_get_it(self, tmp_path: Path, picture: Path) -> None:
+        with pytest.raises(ModelError, match=r"SV3D is not installed.*9\.4 GB") as caught:
             run(new_job(tmp_path / "job", "sv3d_u", image=str(picture)))
+        assert caught.value.remedy == "download sv3d_u"
 
-    def test_a_missing_image_model_names_its_command(self, tmp_path: Path) -> None:
+    def test_a_missing_image_model_says_how_to_get_it(self, tmp_path: Path) -> None:
         job = new_job(tmp_path / "job", settings=("image.model=flux2_klein",), prompt="a mug")
-        with pytest.raises(ModelError, match=r"im3d models download flux2_klein \(16\.0 GB\)"):
+        with pytest.raises(ModelError, match=r"FLUX.2 klein is not installed.*16\.0 GB") as caught:
             run(job)
+        assert caught.value.remedy == "download flux2_klein"
         assert dataclasses.asdict(job.state)["status"] == "failed"
         assert job.state.finished == []
 
@@ -429,8 +431,9 @@ class TestRefusals:
         job = new_job(tmp_path / "job", "sv3d_u", settings=("image.model=flux2_klein",), prompt="a mug")
         with pytest.raises(ModelError) as caught:
             run(job)
-        for command in ("im3d models download flux2_klein (16.0 GB)", "im3d models download sv3d_u (9.4 GB)"):
-            assert command in caught.value.hint
+        assert caught.value.remedy == "download flux2_klein sv3d_u"
+        assert "FLUX.2 klein" in caught.value.message
+        assert "SV3D" in caught.value.message
 
 
 @pytest.mark.usefixtures("installed_models")
@@ -464,4 +467,5 @@ def test_the_command_line_ends_with_status_3_where_nothing_is_installed(
     status, result = generate(capsys, "--image", str(picture), "--out", str(tmp_path / "job"))
     assert status == 3
     assert result["code"] == "model_missing"
-    assert "im3d models download sv3d_u (9.4 GB;" in result["hint"]
+    assert "SV3D (9.4 GB;" in result["hint"]
+    assert result["remedy"] == "download sv3d_u"

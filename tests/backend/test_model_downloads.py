@@ -287,21 +287,20 @@ class TestDownload:
         assert model_hub.download("sv3d_u") == folder
         assert len(hub.transfers) == before
 
-    def test_without_a_login_the_page_to_visit_is_named(self, hub: Hub) -> None:
+    def test_without_a_login_the_token_is_asked_for(self, hub: Hub) -> None:
         hub.token = "good"
-        with pytest.raises(ModelError, match="asks for a login") as caught:
+        with pytest.raises(ModelError, match="requires a Hugging Face account") as caught:
             model_hub.download(accepted("sv3d_u"))
-        assert "https://huggingface.co/stabilityai/sv3d" in caught.value.hint
-        assert "hf auth login" in caught.value.hint
+        assert caught.value.remedy == "token sv3d_u"
 
-    def test_without_consent_at_the_hub_the_page_to_visit_is_named(
+    def test_without_consent_at_the_hub_the_token_is_asked_for(
         self, hub: Hub, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         hub.token = "good"
         monkeypatch.setenv("HF_TOKEN", "hf_other")
-        with pytest.raises(ModelError, match="may not read sv3d_u yet") as caught:
+        with pytest.raises(ModelError, match="has no access to SV3D yet") as caught:
             model_hub.download(accepted("sv3d_u"))
-        assert "https://huggingface.co/stabilityai/sv3d" in caught.value.hint
+        assert caught.value.remedy == "token sv3d_u"
 
     def test_the_token_of_the_environment_is_used(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.token = "hf_good"

@@ -201,7 +201,7 @@ def test_a_device_without_a_rasteriser_is_refused_with_the_reason(monkeypatch: p
     monkeypatch.setattr(rasterize_warp, "unavailable_reason", lambda device_type: "There is no Warp.")
     with pytest.raises(InputError, match="no nvcc") as caught:
         best_rasterizer(torch.device("cuda"))
-    assert "--device cpu" in caught.value.hint
+    assert "device cpu" in caught.value.hint
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -244,7 +244,7 @@ def test_kernels_that_do_not_compile_are_an_error_of_ours(monkeypatch: pytest.Mo
     monkeypatch.setattr(wp, "load_module", fail)
     with pytest.raises(Im3dError, match="error code 1") as caught:
         rasterize_warp.load_kernels.__wrapped__(torch.device("cpu"))
-    assert "--device cpu" in caught.value.hint
+    assert "device cpu" in caught.value.hint
 
 
 def test_without_a_cuda_compiler_warp_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_without_a_cuda_compiler_warp_draws(monkeypatch: pytest.MonkeyPatch) -> 
     reasons.update(gsplat="No nvcc.", warp="No driver.")
     with pytest.raises(InputError, match=r"No nvcc\. No driver\.") as caught:
         best_rasterizer(device)
-    assert "--device cpu" in caught.value.hint
+    assert "device cpu" in caught.value.hint
     # The check after an installation asks doctor, which must answer on such a machine too.
     assert "No nvcc. No driver." in doctor._rasterizer(cuda=True)
 
@@ -267,7 +267,7 @@ def test_where_gsplat_does_not_compile_warp_draws(monkeypatch: pytest.MonkeyPatc
     reasons = {"warp": ""}
 
     def fail() -> None:
-        raise Im3dError("gsplat's CUDA kernels could not be compiled: nvcc is too old", "Use --device cpu.")
+        raise Im3dError("gsplat's CUDA kernels could not be compiled: nvcc is too old", "Use the device cpu.")
 
     monkeypatch.setattr(rasterize_cuda, "unavailable_reason", lambda: "")
     monkeypatch.setattr(rasterize_cuda, "load_kernels", fail)

@@ -412,11 +412,11 @@ class TestSmallWeights:
         with pytest.raises(InputError, match="sv3d_p drew no object before a plain background in view 0"):
             small(checkpoints, segment=None).generate(subject, 0, silent)
 
-    def test_missing_weights_name_the_command(
+    def test_missing_weights_are_named_with_their_size(
         self, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("IM3D_HOME", str(tmp_path))
-        with pytest.raises(ModelError, match=r"im3d models download sv3d_u \(9\.4 GB\)"):
+        with pytest.raises(ModelError, match=r"SV3D is not installed.*9\.4 GB"):
             Sv3dGenerator("sv3d_u", "cpu").generate(subject, 0, silent)
 
     def test_release_forgets_the_networks(self, checkpoints: dict[str, Path], subject: Subject) -> None:

@@ -61,7 +61,7 @@ def find_blender(explicit: Path | None = None) -> Blender:
     found = shutil.which("blender")
     if found is None:
         raise InputError(
-            "There is no Blender to save or render with.", "Install im3d[blender], or name the program with --blender."
+            "There is no Blender to save or render with.", "Install im3d[blender], or name the Blender program."
         )
     return _executable(found)
 
@@ -149,7 +149,7 @@ def _run_script(blender: Blender, script: str, task: dict[str, Any], output: Pat
                 f"Blender did not finish {script} within {timeout:.0f} s.", "Try again when the machine is less busy."
             ) from error
         except OSError as error:
-            raise InputError(f"{blender} cannot be started: {error.strerror}.", "Check --blender.") from error
+            raise InputError(f"{blender} cannot be started: {error.strerror}.", "Check the path of the Blender program.") from error
     if done.returncode != 0 or not output.is_file():
         raise _failure(blender, script, done)
 

@@ -46,7 +46,7 @@ def choose_generator(wanted: str, device: torch.device, elevation_known: bool = 
 
     Raises:
         InputError: There is no generator of that name.
-        ModelError: Its weights, or with "auto" all weights, are missing; the message names the command that gets them.
+        ModelError: Its weights, or with "auto" all weights, are missing; the remedy downloads them.
     """
     if wanted == "mini":
         _require_mini()
@@ -136,10 +136,11 @@ def _nothing_fits(passed: list[str], device: torch.device) -> ModelError:
     if installed(best.name) or installed("sv3d_p"):
         return ModelError(
             f"No generator that turns a picture into views can run here: {'; '.join(passed)}.",
-            "Free some memory, ask for it by --generator all the same, or bring the views with --views.",
+            "Free some memory, choose the generator by its name all the same, or bring the views of an orbit.",
         )
     need = "" if device.type == "cuda" else f"; it wants an NVIDIA GPU of {best.vram_gb:g} GB, which is missing here"
     return ModelError(
         "No generator that turns a picture into views is installed.",
-        f"Get one with: im3d models download {best.name} ({best.size}{need}), or bring the views with --views.",
+        f"Download {best.title} ({best.size}{need}), or bring the views of an orbit.",
+        f"download {best.name}",
     )

@@ -283,7 +283,7 @@ def mini_weights() -> Path:
             return folder
     raise ModelError(
         "The weights of mini are not installed.",
-        f"Put them into {models_folder() / 'mini'}, or choose another --generator.",
+        f"Put them into {models_folder() / 'mini'}, or choose another generator.",
     )
 
 

@@ -276,7 +276,8 @@ class Sv3dGenerator:
         except InputError as error:
             raise InputError(
                 f"{self.name} drew no object before a plain background in view {index} ({error.message})",
-                "Try another seed or a clearer picture, or install the mask model: im3d models download isnet.",
+                "Try another seed or a clearer picture, or download the background remover.",
+                error.remedy,
             ) from error
 
     def _chosen_mode(self) -> MemoryMode:

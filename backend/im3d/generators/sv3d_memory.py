@@ -78,7 +78,7 @@ def fitting_mode(free_gb: float) -> MemoryMode:
             return mode
     raise OutOfMemoryError(
         f"SV3D needs {MODES[-1].needs_gb:g} GB of free GPU memory; {free_gb:.1f} GB are free.",
-        f"Close other programs that use the GPU (Blender's viewport too), or try --set sv3d.memory={MODES[-1].name}.",
+        f"Close other programs that use the GPU (Blender's viewport too), or set sv3d.memory to {MODES[-1].name}.",
     )
 
 
@@ -97,7 +97,7 @@ def out_of_memory_explained(name: str, mode: MemoryMode) -> Iterator[None]:
         if "can't allocate memory" not in str(error):
             raise
         raise OutOfMemoryError(
-            f"{name} does not fit into the memory of this machine.", "Close other programs, or choose --generator mini."
+            f"{name} does not fit into the memory of this machine.", "Close other programs, or choose the generator mini."
         ) from error
 
 
@@ -105,9 +105,9 @@ def _too_small(name: str, mode: MemoryMode) -> OutOfMemoryError:
     smaller = next((m for m in MODES if m.needs_gb < mode.needs_gb), None)
     return OutOfMemoryError(
         f"{name} does not fit into the GPU's memory in the {mode.name} GB mode.",
-        f"Use the next smaller one: --set sv3d.memory={smaller.name}."
+        f"Use the next smaller one: set sv3d.memory to {smaller.name}."
         if smaller
-        else "Close other programs that use the GPU, or choose --generator mini.",
+        else "Close other programs that use the GPU, or choose the generator mini.",
     )
 
 

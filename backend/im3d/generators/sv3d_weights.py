@@ -233,7 +233,7 @@ def _finetuned(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
             return {unet_name(key.removeprefix(UNET)): file.get_tensor(key).to(dtype) for key in keys}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ModelError(
-            f"{path} holds no fine-tuned weights of SV3D ({error}).", "Name a file that im3d train finetune wrote."
+            f"{path} holds no fine-tuned weights of SV3D ({error}).", "Name a file that fine-tuning wrote."
         ) from error
 
 

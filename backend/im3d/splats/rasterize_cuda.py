@@ -66,10 +66,10 @@ def load_kernels() -> None:
     except (RuntimeError, ImportError) as error:
         raise Im3dError(
             f"gsplat's CUDA kernels could not be compiled: {str(error).splitlines()[0]}",
-            "Use --device cpu, or install the CUDA toolkit and C++ compiler that match torch.",
+            "Use the device cpu, or install the CUDA toolkit and C++ compiler that match torch.",
         ) from error
     if _C is None:
-        raise Im3dError("gsplat found no CUDA toolkit.", "Use --device cpu, or install the CUDA toolkit.")
+        raise Im3dError("gsplat found no CUDA toolkit.", "Use the device cpu, or install the CUDA toolkit.")
 
 
 def rasterize(gaussians: Gaussians, cameras: Cameras, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -75,7 +75,7 @@ def load_kernels(device: torch.device) -> ModuleType:
     except Exception as error:  # Warp raises nothing more specific
         raise Im3dError(
             f"The splats' kernels could not be compiled by Warp: {(str(error).splitlines() or [''])[0]}",
-            "Use --device cpu.",
+            "Use the device cpu.",
         ) from error
     return warp_kernels
 

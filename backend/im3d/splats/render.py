@@ -61,7 +61,7 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
     if device.type == "cpu":
         return "cpu"
     if device.type != "cuda":
-        raise InputError(f"The splats cannot be drawn on {device}. There is no rasteriser for it.", "Use --device cpu.")
+        raise InputError(f"The splats cannot be drawn on {device}. There is no rasteriser for it.", "Use the device cpu.")
     reason = rasterize_cuda.unavailable_reason()
     if not reason:
         return "cuda"
@@ -70,7 +70,7 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
         return "warp"
     raise InputError(
         f"The splats cannot be drawn on {device}. {reason} {second_reason}",
-        "Use --device cpu, which needs no compiler.",
+        "Use the device cpu, which needs no compiler.",
     )
 
 
