@@ -8,6 +8,7 @@ Without bpy
 
 With bpy
     preferences, properties  what is kept with Blender and with the scene
+    cutout, readiness        the image without its background; what the next job lacks
     session, backend_state   the queue and the backend of this session, ticked by one timer
     importing, arrival       a finished mesh as one clean object (also used by the command line), in its scene
     assets, lods, splats     what an object can bring along
@@ -31,6 +32,7 @@ from . import (
     backend_ui,
     batch,
     command_line,
+    cutout,
     file_handlers,
     generate,
     history_ui,
@@ -82,6 +84,7 @@ def unregister() -> None:
     backend_state.close()
     file_handlers.detach()
     queue_ui.detach()
+    cutout.cancel()
     operators.detach()
     properties.detach()
     thumbnails.clear()

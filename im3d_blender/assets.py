@@ -10,6 +10,7 @@ import bpy
 import numpy as np
 
 from .jobs import FinishedJob
+from .model_facts import generator_label
 
 # In the place of a library: the asset stays in the open file only.
 THIS_FILE = "LOCAL"
@@ -36,7 +37,7 @@ def mark_asset(obj: bpy.types.Object, job: FinishedJob, licence: str) -> None:
     obj.asset_mark()
     data = obj.asset_data
     data.description = job.prompt or job.name
-    data.author = f"IM-3D ({job.generator})"
+    data.author = f"IM-3D ({generator_label(job.generator)})"
     data.license = licence
     data.catalog_id = CATALOG_ID
     for tag in ("IM-3D", job.generator):

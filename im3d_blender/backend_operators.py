@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import bpy
+import contextlib
+import functools
+from collections.abc import Callable
 
-from . import backend_state, diagnostics, session
+import bpy
+from bpy.app.translations import pgettext_iface as _
+
+from . import backend_state, cutout, diagnostics, session
+from .pictures import PictureError
 from .preferences import online
+from .remedies_ui import draw_account
 from .wrapping import wrapped
 
+ACCOUNT = "Requires a Hugging Face account: accept the terms on the model page, then paste your token."
 OFFLINE = "Online access is switched off in Blender."
 COMMERCIAL = {
     "yes": "Commercial use: allowed",
@@ -57,6 +65,8 @@ class IM3D_OT_download_model(bpy.types.Operator):
     bl_label = "Download Model"
 
     model: bpy.props.StringProperty(name="Model", options={"SKIP_SAVE"})
+    # Where its progress is shown and what goes on afterwards; see BackendState.
+    place: bpy.props.StringProperty(options={"HIDDEN", "SKIP_SAVE"})
     accept: bpy.props.BoolProperty(
         name="I accept the licence", description="You have read the licence and accept it", options={"SKIP_SAVE"}
     )
@@ -66,21 +76,20 @@ class IM3D_OT_download_model(bpy.types.Operator):
         return backend_state.is_ready(context) and not backend_state.is_working()
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        return context.window_manager.invoke_props_dialog(self, width=360)
+        return context.window_manager.invoke_props_dialog(self, width=360, confirm_text="Download")
 
     def draw(self, context: bpy.types.Context) -> None:
         facts = backend_state.model(self.model)
         layout = self.layout
         if facts is None:
             return
-        translated = bpy.app.translations.pgettext_iface
         layout.label(text=f"{facts.title} ({facts.size})", translate=False)
-        layout.label(text=facts.licence, icon="TEXT", translate=False)
+        wrapped(layout, context, facts.licence, "TEXT")
         layout.label(text=COMMERCIAL[facts.commercial])
         layout.operator("wm.url_open", text="Read the Licence", icon="URL").url = facts.licence_url
         if facts.gated:
-            wrapped(layout, context, translated("Its owner asks for a login: accept the terms on its page first."))
-            layout.operator("wm.url_open", text="Page of the Model", icon="URL").url = facts.page
+            wrapped(layout, context, _(ACCOUNT), "USER")
+            draw_account(layout, context, facts)
         layout.prop(self, "accept")
 
     def execute(self, context: bpy.types.Context) -> set[str]:
@@ -88,17 +97,36 @@ class IM3D_OT_download_model(bpy.types.Operator):
             self.report({"ERROR"}, "There is no such model.")
             return {"CANCELLED"}
         if not self.accept:
-            self.report({"ERROR"}, "The model is downloaded when you have accepted its licence.")
+            self.report({"ERROR"}, "Accept the licence to download the model.")
             return {"CANCELLED"}
         if not online():
             self.report({"ERROR"}, OFFLINE)
             return {"CANCELLED"}
-        backend_state.download(context, self.model)
+        backend_state.download(context, self.model, self.place, _continuation(self.place))
         return {"FINISHED"}
 
 
+def _continuation(place: str) -> Callable[[bpy.types.Context], None] | None:
+    """What was waiting for the model: the cut-out of the panel's image, or a job that failed for want of it."""
+    if place == "cutout":
+        return _cut_out_again
+    return functools.partial(_resume, job_id=place) if place not in ("", "generate", "better") else None
+
+
+def _cut_out_again(context: bpy.types.Context) -> None:
+    with contextlib.suppress(PictureError):
+        cutout.start(context)
+
+
+def _resume(context: bpy.types.Context, job_id: str) -> None:
+    known = session.current()
+    job = known.find(job_id) if known is not None else None
+    if job is not None and job.state == "failed":
+        session.resume(context, job)
+
+
 class IM3D_OT_copy_diagnostics(bpy.types.Operator):
-    """Copy what helps to find the fault: versions, device and the end of the log, without names, paths and prompts"""
+    """Copy information for a bug report: versions, device and the end of the log, without names, paths and prompts"""
 
     bl_idname = "im3d.copy_diagnostics"
     bl_label = "Copy Diagnostics"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ class BackendState:
         progress: Of the installation, the last one also after it ended in a failure.
         task: The model download under way, or the last one if it failed.
         task_model: Name of the model that it gets.
+        task_place: Where it was started, and so is shown: "generate", "better", "cutout", "" (the list of models) or a
+            job's id.
+        then: What goes on when the model is there.
     """
 
     installed: Installed | None = None
@@ -42,6 +46,8 @@ class BackendState:
     progress: InstallProgress | None = None
     task: Task | None = None
     task_model: str = ""
+    task_place: str = ""
+    then: Callable[[bpy.types.Context], None] | None = None
 
 
 state = BackendState()
@@ -96,23 +102,36 @@ def cancel_install() -> None:
         state.installation.cancel()
 
 
-def download(context: bpy.types.Context, name: str) -> None:
-    """Starts downloading a model whose licence the user has accepted."""
-    home = home_folder(context)
+def download(
+    context: bpy.types.Context,
+    name: str,
+    place: str = "",
+    then: Callable[[bpy.types.Context], None] | None = None,
+) -> None:
+    """Starts downloading a model whose licence the user has accepted.
+
+    Args:
+        place, then: See `BackendState`.
+    """
+    facts = model(name)
+    state.task_model, state.task_place, state.then = name, place, then
     arguments = ["models", "download", name, "--accept-licence", "--json"]
-    state.task_model = name
-    state.task = Task(name, tool_command(backend_command(home), arguments), child_environment(home))
+    # The token goes by the environment: a command line can be seen by everybody on the machine.
+    token = get_preferences(context).token
+    state.task = start_tool(context, facts.title if facts is not None else name, arguments, token)
 
 
-def tool_command(serve: list[str], arguments: list[str]) -> list[str]:
-    """Another command of the same backend: that which serves, with other arguments."""
-    return [*serve[: serve.index("serve")], *arguments]
+def start_tool(context: bpy.types.Context, title: str, arguments: list[str], token: str = "") -> Task:
+    """Starts another command of the backend that serves."""
+    home = home_folder(context)
+    serve = backend_command(home)
+    return Task(title, [*serve[: serve.index("serve")], *arguments], child_environment(home, token))
 
 
 def cancel_download() -> None:
     if state.task is not None:
         state.task.cancel()
-        state.task = None
+        state.task = state.then = None
 
 
 def advance(context: bpy.types.Context) -> bool:
@@ -129,7 +148,9 @@ def advance(context: bpy.types.Context) -> bool:
         if state.task.poll().done:
             refresh(context)
             if not state.task.state.error:
-                state.task = None
+                then, state.task, state.then = state.then, None, None
+                if then is not None:
+                    then(context)
     return changed
 
 

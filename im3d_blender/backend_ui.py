@@ -6,11 +6,28 @@ import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from . import backend_state
-from .errors_ui import draw_allow_online
-from .model_facts import ModelFacts
+from .job_request import GENERATORS
+from .model_facts import NEEDS, ModelFacts
 from .preferences import get_preferences, online
-from .wrapping import wrapped
+from .readiness import better, generator_text, has_gpu, is_remote
+from .remedies_ui import (
+    draw_allow_online,
+    draw_download,
+    draw_download_button,
+    draw_model_download,
+    draw_progress,
+)
+from .wrapping import PLAIN_MARGIN, wrapped
 
+# The groups of the list of models.
+PURPOSES = {
+    "orbit": "Draws the Views",
+    "image": "Draws a Picture from Words",
+    "mask": "Cuts Out Photographs",
+    "loss": "Quality",
+}
+DEVICES = {"cpu": "the CPU", "mps": "the Apple GPU"}
+BETTER = "better"  # where the download of a better generator is shown
 COMMERCIAL_NOTES = {"no": "Not for commercial use.", "conditions": "Commercial use under conditions."}
 
 
@@ -24,9 +41,11 @@ class IM3D_PT_models(bpy.types.Panel):
 
     def draw(self, context: bpy.types.Context) -> None:
         draw_backend(self.layout, context)
-        column = self.layout.column(align=True)
-        for model in backend_state.state.models:
-            _draw_model(column, model)
+        for purpose, title in PURPOSES.items():
+            column = self.layout.column(align=True)
+            column.label(text=title)
+            for model in (m for m in backend_state.state.models if m.purpose == purpose):
+                _draw_model(column, context, model)
         column = self.layout.column(align=True)
         column.operator("im3d.free_memory", icon="TRASH")
         column.operator("im3d.copy_diagnostics", icon="COPYDOWN")
@@ -40,7 +59,7 @@ def draw_backend(layout: bpy.types.UILayout, context: bpy.types.Context) -> None
     state = backend_state.state
     host = get_preferences(context).remote_host.strip()
     if state.installation is not None:
-        _draw_progress(layout, context, state.progress.message if state.progress else "", _fraction())
+        draw_progress(layout, context, state.progress.message if state.progress else "", _fraction())
     elif host:
         layout.label(text=_("Jobs run on {}").format(host), icon="URL", translate=False)
         if not online():
@@ -59,12 +78,8 @@ def draw_backend(layout: bpy.types.UILayout, context: bpy.types.Context) -> None
         layout.prop(get_preferences(context), "home", text="")
     else:
         installed = state.installed
-        layout.label(text=f"{installed.version}  {installed.accelerator}", icon="CHECKMARK", translate=False)
-    if state.task is not None:
-        if not state.task.state.done:
-            _draw_progress(layout, context, state.task.title, state.task.state.fraction)
-        elif state.task.state.error:
-            wrapped(layout, context, state.task.state.error, "ERROR")
+        device = _(DEVICES[installed.accelerator]) if installed.accelerator in DEVICES else _("the GPU")
+        wrapped(layout, context, _("Backend {}, runs on {}").format(installed.version, device), "CHECKMARK")
 
 
 def _fraction() -> float | None:
@@ -72,44 +87,55 @@ def _fraction() -> float | None:
     return progress.fraction if progress is not None else None
 
 
-def _draw_progress(
-    layout: bpy.types.UILayout, context: bpy.types.Context, message: str, fraction: float | None
-) -> None:
-    box = layout.box()
-    wrapped(box, context, message or _("Starting"), "IMPORT")
-    if fraction is not None:
-        box.progress(factor=fraction, text=f"{fraction:.0%}")
-    box.operator("im3d.cancel_install", icon="X")
-
-
-def _draw_model(layout: bpy.types.UILayout, model: ModelFacts) -> None:
+def _draw_model(layout: bpy.types.UILayout, context: bpy.types.Context, model: ModelFacts) -> None:
+    """A model with what it costs: its download, the memory of the GPU, its licence."""
     row = layout.row()
     row.label(text=model.title, icon="CHECKMARK" if model.installed else "BLANK1", translate=False)
-    if not model.installed:
-        button = row.row()
-        button.alignment = "RIGHT"
-        button.operator("im3d.download_model", text=model.size, icon="IMPORT", translate=False).model = model.name
+    side = row.row()
+    side.alignment = "RIGHT"
+    if model.installed:
+        side.label(text=model.size, translate=False)
+    else:
+        draw_download_button(side, context, model, "", model.size)
+    facts = layout.column()
+    facts.active = False
+    licence = _(COMMERCIAL_NOTES[model.commercial]) if model.commercial != "yes" else ""
+    words = f"{_('{} GB VRAM').format(f'{model.vram_gb:g}')}, {model.licence}. {licence}"
+    wrapped(facts, context, words.strip(), "BLANK1", margin=PLAIN_MARGIN)
+    draw_model_download(layout, context, model)
 
 
-def draw_prompt_needs(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
-    """A prompt becomes a picture first, by a model of its own."""
-    models = [model for model in backend_state.state.models if model.purpose == "image"]
-    if models and not any(model.installed for model in models):
-        wrapped(layout, context, _("A prompt needs a model that draws pictures."), "INFO")
-        operator = layout.operator("im3d.download_model", text=_("Download {}").format(models[0].size), icon="IMPORT")
-        operator.model = models[0].name
-
-
-def draw_generator_needs(layout: bpy.types.UILayout, context: bpy.types.Context, generator: str) -> None:
-    """What the chosen generator still needs, and the conditions that come with it."""
-    model = backend_state.model(generator)
-    if model is None:
+def draw_generator(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """The choice of what draws the views, over the whole width, since "Automatic" says what it will take."""
+    column = layout.column(align=True)
+    column.menu("IM3D_MT_generator", text=generator_text(context), translate=False)
+    model = backend_state.model(NEEDS.get(context.scene.im3d.generator, ""))
+    if model is not None and model.commercial != "yes":
+        wrapped(layout, context, _(COMMERCIAL_NOTES[model.commercial]), "INFO", margin=PLAIN_MARGIN)
+    best = better(context)
+    if best is None or draw_download(layout, context, BETTER):
         return
-    if not model.installed:
-        operator = layout.operator("im3d.download_model", text=_("Download {}").format(model.size), icon="IMPORT")
-        operator.model = model.name
-    if model.commercial != "yes":
-        wrapped(layout, context, _(COMMERCIAL_NOTES[model.commercial]), "INFO")
+    if not has_gpu():
+        words = _("{} ({}) is better, but needs an NVIDIA GPU with {} GB.").format(
+            best.title, best.size, f"{best.vram_gb:g}"
+        )
+        wrapped(layout, context, words, "INFO", margin=PLAIN_MARGIN)
+    elif online():
+        draw_download_button(layout, context, best, BETTER, _("Better: {} ({})").format(best.title, best.size))
+
+
+class IM3D_MT_generator(bpy.types.Menu):
+    """What draws the object's views"""
+
+    bl_label = "Generator"
+
+    def draw(self, context: bpy.types.Context) -> None:
+        for name, label, _description in GENERATORS:
+            model = backend_state.model(NEEDS.get(name, ""))
+            text = _(label)
+            if model is not None and not model.installed and not is_remote(context):
+                text = _("{} (download {})").format(text, model.size)
+            self.layout.prop_enum(context.scene.im3d, "generator", name, text=text)
 
 
 def not_ready(context: bpy.types.Context) -> bool:
@@ -117,4 +143,4 @@ def not_ready(context: bpy.types.Context) -> bool:
     return not backend_state.is_ready(context) or backend_state.state.installation is not None
 
 
-CLASSES = [IM3D_PT_models]
+CLASSES = [IM3D_MT_generator, IM3D_PT_models]

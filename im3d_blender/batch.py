@@ -39,7 +39,7 @@ class Batch:
 
 
 class IM3D_OT_batch(bpy.types.Operator):
-    """Make an object of every line of a table, or of every picture in a folder"""
+    """Make one object per row of a CSV table, or per picture of a folder"""
 
     bl_idname = "im3d.batch"
     bl_label = "Generate a Batch"

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--splats", action="store_true")
 
     batch = commands.add_parser(
-        "batch", help="make an object of every line of a table", argument_default=argparse.SUPPRESS
+        "batch", help="make one object per row of a CSV table", argument_default=argparse.SUPPRESS
     )
     batch.set_defaults(operator=_batch)
     batch.add_argument("table", type=Path, help="CSV file or folder of pictures")

@@ -29,11 +29,13 @@ def collect(context: bpy.types.Context, known: Session | None, job: QueuedJob | 
     """The text for the clipboard."""
     import bpy
 
+    from .preferences import get_preferences
+
     lines = [
         f"Blender {bpy.app.version_string}, Python {platform.python_version()}",
         f"{platform.system()} {platform.release()} {platform.machine()}",
     ]
-    secrets: list[str] = []
+    secrets: list[str] = [token] if (token := get_preferences(context).token.strip()) else []
     if known is not None:
         hello = known.queue.backend.hello or {}
         lines.append(f"backend {hello.get('version', 'not started')} on {hello.get('device', 'unknown device')}")

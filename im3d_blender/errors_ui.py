@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import bpy
 
 from .link.queue import QueuedJob
-from .preferences import get_preferences, online
+from .preferences import get_preferences
+from .remedies_ui import draw_remedy
 from .wrapping import wrapped
-
-# The backend names the model in its hint, as the command that gets it.
-_MODEL = re.compile(r"im3d models (?:download|licence) (\w+)")
 
 
 def draw_failure(layout: bpy.types.UILayout, context: bpy.types.Context, job: QueuedJob) -> None:
@@ -21,29 +17,21 @@ def draw_failure(layout: bpy.types.UILayout, context: bpy.types.Context, job: Qu
         return
     box = layout.box()
     wrapped(box, context, failure.message, "ERROR")
-    hint = _hint(failure.code, failure.hint)
-    if hint:
-        wrapped(box, context, hint)
+    if failure.hint and failure.code != "backend_missing":  # there the button says it
+        wrapped(box, context, failure.hint)
+    draw_remedy(box, context, failure.remedy, job.id)
     column = box.column(align=True)
     column.scale_y = 1.2
-    _draw_fix(column, context, job, failure.code, f"{failure.message} {failure.hint}")
+    _draw_job_buttons(column, context, job, failure.code, failure.remedy)
     row = box.row(align=True)
     row.operator("im3d.copy_diagnostics", icon="COPYDOWN").job = job.id
     row.operator("im3d.open_folder", text="", icon="FILE_FOLDER").folder = str(job.folder)
 
 
-def _hint(code: str, hint: str) -> str:
-    """The hint, unless it names a command line where the panel has a button."""
-    return "" if "im3d " in hint or code in ("out_of_memory", "backend_missing") else hint
-
-
-def _draw_fix(layout: bpy.types.UILayout, context: bpy.types.Context, job: QueuedJob, code: str, text: str) -> None:
-    model = _MODEL.search(text)
-    if code == "model_missing" and not online():
-        draw_allow_online(layout, context)
-    elif code == "model_missing" and model is not None:
-        layout.operator("im3d.download_model", text="Download Model", icon="IMPORT").model = model.group(1)
-    elif code == "out_of_memory":
+def _draw_job_buttons(
+    layout: bpy.types.UILayout, context: bpy.types.Context, job: QueuedJob, code: str, remedy: str
+) -> None:
+    if code == "out_of_memory" or remedy == "draft":
         if job.request.get("preset") != "draft":
             operator = layout.operator("im3d.retry", text="Try the Draft Preset", icon="FILE_REFRESH")
             operator.job, operator.preset, operator.seed = job.id, "draft", job.request.get("seed", 0)
@@ -52,13 +40,5 @@ def _draw_fix(layout: bpy.types.UILayout, context: bpy.types.Context, job: Queue
         layout.operator("im3d.install_backend", icon="IMPORT")
     elif code == "disk":
         layout.prop(get_preferences(context), "jobs_folder", text="")
-    if code not in ("bad_input", "import"):
+    if code not in ("bad_input", "import") or remedy == "resume":
         layout.operator("im3d.resume", text="Try Again", icon="PLAY").job = job.id
-
-
-def draw_allow_online(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
-    """Downloads need a permission that only the user gives."""
-    wrapped(
-        layout, context, bpy.app.translations.pgettext_iface("Online access is switched off in Blender."), "INTERNET"
-    )
-    layout.operator("screen.userpref_show", text="System Preferences", icon="PREFERENCES").section = "SYSTEM"

@@ -16,6 +16,7 @@ from .job_request import (
     PRESETS,
     VIEWS_GENERATOR,
     RequestError,
+    default_name,
     make_request,
     random_seed,
 )
@@ -115,11 +116,13 @@ class IM3D_OT_generate(bpy.types.Operator):
         if not settings.lock_seed and not self.properties.is_property_set("seed"):
             settings.seed = random_seed()
         given = {name for name in self.properties.keys() if self.properties.is_property_set(name)}  # noqa: SIM118
+        inputs = panel_inputs(context)
         if given & SOURCES:
-            given |= SOURCES
+            given |= {*SOURCES, "mask"}  # the panel's mask is its own image's
+            inputs["name"] = settings.name
         if self.views:
             given.add("generator")  # the panel's is for prompts and pictures
-        for name, value in panel_inputs(context).items():
+        for name, value in inputs.items():
             if name not in given:
                 setattr(self, name, value)
         return self.execute(context)
@@ -193,7 +196,14 @@ def panel_inputs(context: bpy.types.Context) -> dict[str, Any]:
     inputs["generator"] = settings.generator
     if settings.source == "PROMPT":
         return {**inputs, "prompt": settings.prompt}
-    return {**inputs, "image": settings.image.name if settings.image else "", "recenter": settings.recenter}
+    if settings.image is None:
+        return {**inputs, "image": ""}
+    inputs["name"] = settings.name or default_name("", settings.image.name)
+    if settings.cutout is not None:
+        inputs["image"] = settings.cutout.name
+    else:
+        inputs |= {"image": settings.image.name, "mask": settings.mask.name if settings.mask else ""}
+    return {**inputs, "recenter": settings.recenter}
 
 
 def failure_text(job: QueuedJob) -> str:

@@ -6,6 +6,7 @@ import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from . import thumbnails
+from .model_facts import generator_label
 from .operators import IM3D_OT_import_job, IM3D_OT_refresh_jobs
 from .preferences import get_preferences
 from .properties import IM3D_PG_job, IM3D_PG_session
@@ -77,7 +78,7 @@ class IM3D_PT_jobs(bpy.types.Panel):
             wrapped(facts, context, job.prompt)
         facts.label(text=job.finished, translate=False)
         seed = _("seed {}").format(job.seed)
-        facts.label(text=f"{job.generator}, {seed}", translate=False)
+        facts.label(text=f"{_(generator_label(job.generator))}, {seed}", translate=False)
         if job.faces:
             facts.label(text=_("{} faces").format(f"{job.faces:,}"), translate=False)
 
@@ -92,7 +93,7 @@ class IM3D_PT_jobs(bpy.types.Panel):
 
         row = self.layout.row(align=True)
         row.scale_y = 1.5
-        operator = row.operator(IM3D_OT_import_job.bl_idname, text="Import Again", icon="IMPORT")
+        operator = row.operator(IM3D_OT_import_job.bl_idname, text="Import", icon="IMPORT")
         operator.filepath = job.folder
         operator.height = session.height
         row.operator("im3d.open_folder", text="", icon="FILE_FOLDER").folder = job.folder

@@ -14,9 +14,9 @@ from typing import Any
 # (identifier, label, description); the descriptions say what each needs.
 GENERATORS = [
     ("auto", "Automatic", "The best generator that is installed and fits the memory"),
-    ("mini", "Mini", "Ships with IM-3D and works offline, also without a GPU; coarse shapes, best for simple props"),
-    ("sv3d_p", "SV3D, with camera", "Stable Video 3D; needs a download and a GPU with 8 GB"),
-    ("sv3d_u", "SV3D, without camera", "Stable Video 3D, choosing the elevation itself; needs a download and a GPU"),
+    ("mini", "Mini (coarse)", "Ships with IM-3D and works offline, also without a GPU; best for simple props"),
+    ("sv3d_p", "SV3D + elevation", "Stable Video 3D at a given camera elevation; needs a download and a GPU with 8 GB"),
+    ("sv3d_u", "SV3D", "Stable Video 3D, choosing the elevation itself; needs a download and a GPU with 8 GB"),
 ]
 # Takes the views that the user brings, so it is not offered for a prompt or a picture.
 VIEWS_GENERATOR = "files"

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .job_request import GENERATORS, VIEWS_GENERATOR
+
 FACTS = Path(__file__).resolve().parent.parent / "backend" / "im3d" / "models.toml"
+YOUR_VIEWS = "your views"
 # The models of each generator that needs any.
 NEEDS = {"sv3d_p": "sv3d_p", "sv3d_u": "sv3d_u", "mini": "mini"}
 
@@ -23,7 +26,7 @@ class ModelFacts:
 
     Attributes:
         name: As on the command line.
-        title: What people call it.
+        title: What people call it, short.
         purpose: "orbit", "image", "mask" or "loss".
         size: Of the download, e.g. "9.4 GB".
         vram_gb: Least GPU memory.
@@ -63,12 +66,35 @@ def licence_of(generator: str, models: list[ModelFacts]) -> str:
     return needed.licence if needed is not None else ""
 
 
+def automatic(models: list[ModelFacts], gpu: bool, elevation_known: bool) -> str:
+    """The generator that the backend's "auto" will take: the rule of its `choose_generator`.
+
+    Only the backend knows how much of the GPU's memory will be free; where it is too little, it takes Mini.
+
+    Args:
+        gpu: Whether there is an NVIDIA GPU.
+    """
+    there = {m.name for m in models if m.installed}
+    return next((name for name in preferred(elevation_known) if gpu and name in there), "mini")
+
+
+def preferred(elevation_known: bool) -> tuple[str, ...]:
+    """The generators better than Mini, the best first: one is told the elevation, the other estimates it."""
+    return ("sv3d_p", "sv3d_u") if elevation_known else ("sv3d_u", "sv3d_p")
+
+
+def generator_label(name: str) -> str:
+    """What people call a generator, in English; an unknown one keeps its name."""
+    labels = {identifier: label for identifier, label, _ in GENERATORS}
+    return YOUR_VIEWS if name == VIEWS_GENERATOR else labels.get(name, name)
+
+
 def _model(home: Path, name: str, entry: dict[str, Any]) -> ModelFacts:
     return ModelFacts(
         name=name,
         title=str(entry["title"]),
         purpose=str(entry["purpose"]),
-        size=f"{entry['bytes'] / 1e9:.1f} GB" if entry["bytes"] > 1e9 else f"{entry['bytes'] / 1e6:.0f} MB",
+        size=_size(entry["bytes"]),
         vram_gb=float(entry["vram_gb"]),
         licence=str(entry["licence"]),
         licence_url=str(entry["licence_url"]),
@@ -77,6 +103,13 @@ def _model(home: Path, name: str, entry: dict[str, Any]) -> ModelFacts:
         page=f"https://huggingface.co/{entry['repository']}" if "repository" in entry else "",
         installed=bool(entry.get("shipped")) or _is_installed(home / "models" / name),
     )
+
+
+def _size(count: float) -> str:
+    """Bytes for people: "177 MB", "9.4 GB", "16 GB"."""
+    if count < 999.5e6:
+        return f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.1f} GB" if count < 9.95e9 else f"{count / 1e9:.0f} GB"
 
 
 def _is_installed(folder: Path) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
-from .backend_ui import draw_backend, draw_generator_needs, draw_prompt_needs, not_ready
-from .preferences import get_preferences
+from . import cutout
+from .backend_ui import draw_backend, draw_generator, not_ready
 from .properties import IM3D_PG_scene
+from .readiness import is_remote, obstacle
+from .remedies_ui import draw_progress, draw_remedy
 from .wrapping import PLAIN_MARGIN, wrapped
 
 IMAGE_SCALE = 6.0
@@ -31,10 +33,7 @@ class IM3D_PT_main(bpy.types.Panel):
         column.use_property_split = True
         column.use_property_decorate = False
         if settings.source != "VIEWS":
-            column.prop(settings, "generator")
-            draw_generator_needs(column, context, settings.generator)
-        if settings.source == "PROMPT" and not get_preferences(context).remote_host:
-            draw_prompt_needs(column, context)
+            draw_generator(column, context)
         column.prop(settings, "preset")
         row = column.row(align=True)
         row.prop(settings, "seed")
@@ -43,15 +42,15 @@ class IM3D_PT_main(bpy.types.Panel):
         column.prop(settings, "height")
         _draw_details(layout, context, settings)
 
+        missing = obstacle(context)
         button = layout.row()
         button.scale_y = 1.8
-        button.active = has_source(settings)
+        button.enabled = missing is None
         button.operator("im3d.generate", text="Generate", icon="MESH_MONKEY")
-
-
-def has_source(settings: IM3D_PG_scene) -> bool:
-    """Whether the chosen source is filled in."""
-    return bool({"PROMPT": settings.prompt.strip(), "IMAGE": settings.image, "VIEWS": settings.views}[settings.source])
+        if missing is not None:
+            wrapped(layout, context, missing.reason, "INFO", margin=PLAIN_MARGIN)
+            if missing.model:
+                draw_remedy(layout, context, f"download {missing.model}", "generate")
 
 
 def _draw_prompt(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
@@ -67,12 +66,35 @@ def _draw_prompt(layout: bpy.types.UILayout, context: bpy.types.Context, setting
 
 def _draw_image(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
     column = layout.column(align=True)
-    if settings.image is not None and settings.image.preview is not None:
-        column.template_icon(icon_value=settings.image.preview.icon_id, scale=IMAGE_SCALE)
+    shown = settings.cutout or settings.image
+    if shown is not None and shown.preview is not None:
+        column.template_icon(icon_value=shown.preview.icon_id, scale=IMAGE_SCALE)
     column.template_ID(settings, "image", open="image.open")
     row = column.row(align=True)
     row.operator("im3d.picture_from_camera", text="Camera", icon="CAMERA_DATA")
     row.operator("im3d.paste_picture", text="Paste", icon="PASTEDOWN")
+    if settings.image is not None:
+        layout.template_ID(settings, "mask", open="image.open", text="Mask")
+        if not is_remote(context):
+            _draw_cutout(layout, context, settings)
+
+
+def _draw_cutout(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:
+    """Removing the background before the job: the button, its progress, its result, or what helps when it failed."""
+    if cutout.is_working():
+        draw_progress(layout, context, _("Removing the background"), None, "im3d.restore_background")
+        return
+    if settings.cutout is not None:
+        layout.operator("im3d.restore_background", icon="LOOP_BACK")
+        for warning in cutout.state.warnings:
+            wrapped(layout, context, warning, "INFO", margin=PLAIN_MARGIN)
+        return
+    layout.operator("im3d.remove_background", icon="IMAGE_ALPHA")
+    failure = cutout.failure(context)
+    if failure is not None:
+        box = layout.box()
+        wrapped(box, context, failure.error, "ERROR")
+        draw_remedy(box, context, failure.remedy, "cutout")
 
 
 def _draw_views(layout: bpy.types.UILayout, context: bpy.types.Context, settings: IM3D_PG_scene) -> None:

@@ -1,9 +1,12 @@
-"""Pictures into the panel, from the camera and from the clipboard; and the seed's dice."""
+"""Pictures into the panel, from the camera and the clipboard, and without their background; and the seed's dice."""
 
 from __future__ import annotations
 
+import time
+
 import bpy
 
+from . import backend_state, cutout
 from .job_request import random_seed
 from .pictures import PictureError, image_from_clipboard, picture_from_camera
 
@@ -45,6 +48,47 @@ class IM3D_OT_paste_picture(bpy.types.Operator):
         return {"FINISHED"}
 
 
+class IM3D_OT_remove_background(bpy.types.Operator):
+    """Cut the object out of the image now, to see what the job will use. The image itself stays"""
+
+    bl_idname = "im3d.remove_background"
+    bl_label = "Remove Background"
+    bl_options = {"REGISTER", "INTERNAL"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        return context.scene.im3d.image is not None and backend_state.is_ready(context)
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        try:
+            cutout.start(context)
+        except PictureError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        # A window's timer hears of the end; without one somebody has to wait for it.
+        while bpy.app.background and cutout.is_working():
+            time.sleep(0.05)
+            cutout.advance(context)
+        failure = cutout.failure(context)
+        if failure is not None:
+            self.report({"ERROR"}, failure.error)
+            return {"CANCELLED"}
+        return {"FINISHED"}
+
+
+class IM3D_OT_restore_background(bpy.types.Operator):
+    """Use the image as it is; the job cuts the object out itself"""
+
+    bl_idname = "im3d.restore_background"
+    bl_label = "Restore Background"
+    bl_options = {"REGISTER", "UNDO", "INTERNAL"}
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        cutout.cancel()
+        context.scene.im3d.cutout = None
+        return {"FINISHED"}
+
+
 class IM3D_OT_roll_seed(bpy.types.Operator):
     """Draw another seed"""
 
@@ -63,4 +107,10 @@ def _choose(context: bpy.types.Context, image: bpy.types.Image) -> None:
     settings.image = image
 
 
-CLASSES = [IM3D_OT_picture_from_camera, IM3D_OT_paste_picture, IM3D_OT_roll_seed]
+CLASSES = [
+    IM3D_OT_picture_from_camera,
+    IM3D_OT_paste_picture,
+    IM3D_OT_remove_background,
+    IM3D_OT_restore_background,
+    IM3D_OT_roll_seed,
+]

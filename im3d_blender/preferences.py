@@ -65,12 +65,18 @@ class IM3D_AP_preferences(bpy.types.AddonPreferences):
         description="Name of a machine that runs the jobs, as your own ssh knows it; empty runs them on this machine",
         update=_connection_changed,
     )
+    token: bpy.props.StringProperty(
+        name="Hugging Face Token",
+        description="Access token of your Hugging Face account, for models that require one; empty uses your own "
+        "login. Blender keeps it in its preferences file, and only downloads get it",
+        subtype="PASSWORD",
+    )
     on_close: bpy.props.EnumProperty(
         name="When Blender Closes",
         description="What becomes of jobs that are not finished when Blender closes",
         items=[
             ("CONTINUE", "Continue Next Time", "Unfinished jobs go on from their last step when Blender starts again"),
-            ("LEAVE", "Leave Them", "Unfinished jobs stay in their folders until you resume them"),
+            ("LEAVE", "Keep Paused", "Unfinished jobs stay in their folders until you resume them"),
         ],
     )
     free_when_idle: bpy.props.BoolProperty(
@@ -96,6 +102,7 @@ class IM3D_AP_preferences(bpy.types.AddonPreferences):
         draw_backend(layout, context)
         for group in (
             ("home", "jobs_folder", "remote_host"),
+            ("token",),
             ("generator", "on_close"),
             ("free_when_idle", "idle_minutes", "free_before_render"),
         ):

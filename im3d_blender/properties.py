@@ -24,22 +24,35 @@ TEXTURE_SIZES = [(str(size), f"{size} px", "Side of the square texture") for siz
 
 def _image_chosen(settings: IM3D_PG_scene, context: bpy.types.Context) -> None:
     # The panel shows the preview; while it is drawn no data-block may be changed.
+    settings.cutout = None
     if settings.image is not None:
         settings.image.preview_ensure()
         thumbnails.stand_upright(settings.image)
 
 
+def _mask_chosen(settings: IM3D_PG_scene, context: bpy.types.Context) -> None:
+    settings.cutout = None
+
+
 class IM3D_PG_scene(bpy.types.PropertyGroup):
     """Scene.im3d: the inputs of the next job."""
 
-    source: bpy.props.EnumProperty(name="Source", description="What the object is made from", items=SOURCES)
+    source: bpy.props.EnumProperty(
+        name="Source", description="What the object is made from", items=SOURCES, default="IMAGE"
+    )
     prompt: bpy.props.StringProperty(
         name="Prompt", description="One object, for example: a wooden chest with iron bands"
     )
     image: bpy.props.PointerProperty(
-        name="Image", description="A picture of the object, whole and in front of a plain background",
+        name="Image", description="A picture of the whole object",
         type=bpy.types.Image, update=_image_chosen,
     )  # fmt: skip
+    mask: bpy.props.PointerProperty(
+        name="Mask", description="Your own mask of the image, as large as it: white is the object",
+        type=bpy.types.Image, update=_mask_chosen,
+    )  # fmt: skip
+    # The image without its background, shown and used in its place. Choosing another image or mask drops it.
+    cutout: bpy.props.PointerProperty(type=bpy.types.Image)
     views: bpy.props.StringProperty(
         name="Orbit Views",
         description="A folder with pictures from all around the object, any picture in it, or a turntable video",
@@ -77,7 +90,7 @@ class IM3D_PG_scene(bpy.types.PropertyGroup):
         default=True,
     )
     know_elevation: bpy.props.BoolProperty(
-        name="Known Elevation", description="Say how high the camera of the views stood; otherwise it is estimated"
+        name="Set Camera Elevation", description="Enter the camera's angle instead of estimating it"
     )
     elevation: bpy.props.FloatProperty(
         name="Elevation (°)",
@@ -85,7 +98,7 @@ class IM3D_PG_scene(bpy.types.PropertyGroup):
         min=-90.0,
         max=90.0,
     )
-    place: bpy.props.EnumProperty(name="Place", description="Where a new object stands", items=PLACES)
+    place: bpy.props.EnumProperty(name="Place At", description="Where a new object stands", items=PLACES)
     as_asset: bpy.props.BoolProperty(
         name="Mark as Asset", description="Make the object an asset, with its picture, prompt, seed and licence"
     )

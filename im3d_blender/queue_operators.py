@@ -143,7 +143,7 @@ class IM3D_OT_free_memory(bpy.types.Operator):
     """Drop the models that are kept in memory for the next job"""
 
     bl_idname = "im3d.free_memory"
-    bl_label = "Free GPU Memory"
+    bl_label = "Free Memory"
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:

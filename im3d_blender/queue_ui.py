@@ -137,7 +137,7 @@ def _draw_ended(layout: bpy.types.UILayout, context: bpy.types.Context, known: s
     elsewhere = known.notes.get(job.id) == session.OTHER_FILE
     if job.id in known.arriving or elsewhere:
         if arrival.busy(context) and not elsewhere:
-            wrapped(layout, context, _("Waits until Object Mode"), "BLANK1")
+            wrapped(layout, context, _("Waiting for Object Mode"), "BLANK1")
         buttons.operator("im3d.arrive", text="", icon="IMPORT").job = job.id
     if job.state == "cancelled":
         buttons.operator("im3d.resume", text="", icon="PLAY").job = job.id

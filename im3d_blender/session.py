@@ -16,7 +16,7 @@ from typing import Any
 
 import bpy
 
-from . import arrival, backend_state, importing, jobs, thumbnails
+from . import arrival, backend_state, cutout, importing, jobs, thumbnails
 from .link.backend import Backend, Failure
 from .link.environment import backend_command, child_environment, remote_command
 from .link.queue import JobQueue, QueuedJob
@@ -26,7 +26,7 @@ from .properties import refresh_jobs
 
 ACTIVE_S = 0.1  # between two ticks while a job runs
 IDLE_S = 1.0
-OTHER_FILE = "Made for another file: import it from the finished jobs"
+OTHER_FILE = "Started in another file. Import it here?"
 RUNNING = ("waiting", "running")
 
 
@@ -248,11 +248,11 @@ def _tick() -> float:
     try:
         session = ensure(bpy.context)
         advance(bpy.context, session)
-        if backend_state.advance(bpy.context):
+        if backend_state.advance(bpy.context) | cutout.advance(bpy.context):
             redraw(bpy.context)
         _show_percent(bpy.context, session)
         _free_when_idle(bpy.context, session)
-        return ACTIVE_S if session.is_active or backend_state.is_working() else IDLE_S
+        return ACTIVE_S if session.is_active or backend_state.is_working() or cutout.is_working() else IDLE_S
     except Exception:
         traceback.print_exc()
         return IDLE_S

@@ -29,12 +29,14 @@ class TaskState:
         fraction: 0 to 1, None while unknown.
         done: Whether it has ended.
         error: Why it failed, one or two sentences; "" when it did not.
+        remedy: What a button can do about that, as `im3d.errors` lists them, or "".
         result: The object that the command printed last.
     """
 
     fraction: float | None = None
     done: bool = False
     error: str = ""
+    remedy: str = ""
     result: dict[str, Any] | None = None
 
 
@@ -123,6 +125,7 @@ class Task:
         if status != 0:
             said = self.state.result or {}
             self.state.error = f"{said.get('message', '')} {said.get('hint', '')}".strip()
+            self.state.remedy = str(said.get("remedy", ""))
             if not self.state.error:
                 last = self._tails["err"].decode("utf-8", "replace").strip().splitlines()
                 self.state.error = last[-1] if last else f"The backend ended with status {status}."

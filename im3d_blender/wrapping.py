@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 import blf
 import bpy
@@ -10,6 +11,8 @@ import bpy
 FONT = 0
 MARGIN = 68  # pixels at scale 1 that the frame of the sidebar, its tabs and a box around the text take
 PLAIN_MARGIN = 54  # the same without a box
+NESTED_MARGIN = 80  # the same in a box within a box
+BUTTON_MARGIN = 32  # what the icon and the rims of a button take beside its text
 LINES = 8
 
 
@@ -18,8 +21,7 @@ def wrapped(
 ) -> None:
     """Draws a text, already translated, as labels of at most the region's width."""
     scale = context.preferences.system.ui_scale
-    region_width = context.region.width if context.region is not None else 300 * scale
-    width = region_width - (margin + (20 if icon != "NONE" else 0)) * scale
+    width = _width(context, margin + (20 if icon != "NONE" else 0))
     column = layout.column(align=True)
     column.scale_y = 0.8
     lines = break_lines(text, max(width, 60 * scale), _measure(context))
@@ -31,7 +33,18 @@ def wrapped(
             column.label(text=line + more, translate=False)
 
 
-def break_lines(text: str, width: float, measure: object) -> list[str]:
+def fits(context: bpy.types.Context, text: str) -> bool:
+    """Whether a text, already translated, fits beside the icon of a button in a box."""
+    return bool(_measure(context)(text) <= _width(context, MARGIN + BUTTON_MARGIN))
+
+
+def _width(context: bpy.types.Context, margin: int) -> float:
+    """The region's width in pixels without a margin of that many pixels at scale 1."""
+    scale = context.preferences.system.ui_scale
+    return (context.region.width if context.region is not None else 300 * scale) - margin * scale
+
+
+def break_lines(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
     """Breaks a text into lines no wider than `width`, between words or between Chinese and Japanese characters.
 
     Args:
@@ -40,7 +53,7 @@ def break_lines(text: str, width: float, measure: object) -> list[str]:
     lines = [""]
     for piece in _pieces(text):
         longer = lines[-1] + piece
-        if lines[-1] and measure(longer.rstrip()) > width:  # type: ignore[operator]
+        if lines[-1] and measure(longer.rstrip()) > width:
             lines.append(piece.lstrip())
         else:
             lines[-1] = longer
@@ -64,7 +77,7 @@ def _is_wide(piece: str) -> bool:
     return unicodedata.east_asian_width(piece[-1]) in "WF"
 
 
-def _measure(context: bpy.types.Context) -> object:
+def _measure(context: bpy.types.Context) -> Callable[[str], float]:
     """Measures with the interface's own font and size."""
     # `widget_label`, the labels' own style, is gone from Blender 4.3 on; `widget` has the same size in all.
     blf.size(FONT, context.preferences.ui_styles[0].widget.points * context.preferences.system.ui_scale)

@@ -25,7 +25,7 @@ from im3d.errors import CancelledError, Im3dError, OutOfMemoryError
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("im3d.commands.generate", "make an object from a picture, a sentence or the views of an orbit"),
     "cutout": ("im3d.commands.cutout", "cut the object out of a picture, as a job would"),
-    "batch": ("im3d.commands.batch", "make an object of every row of a table or every picture of a folder"),
+    "batch": ("im3d.commands.batch", "make one object per row of a CSV table, or per picture of a folder"),
     "resume": ("im3d.commands.resume", "continue an interrupted job"),
     "models": ("im3d.commands.models", "list, download and check the models, and show their licences"),
     "evaluate": ("im3d.evaluate.command", "measure the result against ground truth"),

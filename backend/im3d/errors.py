@@ -14,8 +14,8 @@ class Im3dError(Exception):
         message: What is wrong, one sentence.
         hint: What to do about it, one sentence.
         remedy: What helps, as a verb and its object: "download isnet" gets a model (again, if it is damaged; several
-            are parted by spaces), "licence sv3d_p" shows its licence, "token sv3d_p" asks for the user's access token, "draft" is the cheaper preset,
-            "resume" continues the job. "": nothing that can be done for the user.
+            are parted by spaces), "licence sv3d_p" shows its licence, "token sv3d_p" asks for the user's access token,
+            "draft" is the cheaper preset, "resume" continues the job. "": nothing that can be done for the user.
     """
 
     code = "internal"

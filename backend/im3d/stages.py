@@ -94,7 +94,9 @@ class Stages:
                 raise InputError(f"{request.generator} makes views; yours are given.", "Choose the generator auto.")
             return FilesGenerator(Path(request.views), request.elevation_deg, segment=self.segment)
         if request.generator == "files":
-            raise InputError("The generator files needs the views of an orbit.", "Give them, or choose another generator.")
+            raise InputError(
+                "The generator files needs the views of an orbit.", "Give them, or choose another generator."
+            )
         return build_generator(self.choice.name, self.settings, self.device, request.elevation_deg, self.segment)
 
     @functools.cached_property

@@ -371,7 +371,7 @@ def test_an_exhausted_gpu_ends_with_status_4_and_names_the_smaller_mode(
     assert status == 4
     assert result["code"] == "out_of_memory"
     assert "in the 12 GB mode" in result["message"]
-    assert "--set sv3d.memory=8" in result["hint"]
+    assert "set sv3d.memory to 8" in result["hint"]
     assert "Traceback" in (out / "log.txt").read_text()
     # Nothing was drawn in a lesser way instead.
     assert not (out / "views").exists()

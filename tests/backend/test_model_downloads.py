@@ -293,9 +293,7 @@ class TestDownload:
             model_hub.download(accepted("sv3d_u"))
         assert caught.value.remedy == "token sv3d_u"
 
-    def test_without_consent_at_the_hub_the_token_is_asked_for(
-        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_without_consent_at_the_hub_the_token_is_asked_for(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.token = "good"
         monkeypatch.setenv("HF_TOKEN", "hf_other")
         with pytest.raises(ModelError, match="has no access to SV3D yet") as caught:

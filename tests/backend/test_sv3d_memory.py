@@ -102,7 +102,8 @@ class TestMemory:
         assert choose_mode("24", torch.device("cpu")) is CPU_MODE
 
     @pytest.mark.parametrize(
-        ("mode", "advice"), [(MODES[0], "sv3d.memory=12"), (MODES[1], "sv3d.memory=8"), (MODES[2], "--generator mini")]
+        ("mode", "advice"),
+        [(MODES[0], "sv3d.memory to 12"), (MODES[1], "sv3d.memory to 8"), (MODES[2], "generator mini")],
     )
     @pytest.mark.parametrize(
         "error",

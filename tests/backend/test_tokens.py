@@ -50,9 +50,7 @@ def test_the_panels_token_opens_a_gated_model(hub: Hub, download: Any) -> None:
     assert TOKEN not in all_that_was_said
 
 
-def test_the_users_own_login_counts_although_the_caches_are_elsewhere(
-    hub: Hub, download: Any, tmp_path: Path
-) -> None:
+def test_the_users_own_login_counts_although_the_caches_are_elsewhere(hub: Hub, download: Any, tmp_path: Path) -> None:
     login = tmp_path / ".cache" / "huggingface" / "token"
     login.parent.mkdir(parents=True)
     login.write_text(TOKEN + "\n")

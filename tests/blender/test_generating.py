@@ -65,7 +65,7 @@ def test_the_object_becomes_an_asset_of_a_library(blender: Callable[..., dict[st
     assert got["marked"] is True
     assert "a green box" in got["description"]
     assert (got["seed"], got["tags"]) == ("11", ["IM-3D", "files"])
-    assert (got["author"], got["licence"]) == ("IM-3D (files)", "")  # the user's own views: nobody else's licence
+    assert (got["author"], got["licence"]) == ("IM-3D (your views)", "")  # the user's own views: nobody else's licence
     assert got["preview"][0] > 0
     assert "Kiste" in got["in_library"]
     counts = sorted(got["levels"].values(), reverse=True)

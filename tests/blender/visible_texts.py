@@ -15,7 +15,7 @@ TOOLTIPS = ("_OT_", "_UL_")
 # Constants that hold texts for the panel: as values, or as (identifier, label, description).
 TABLES = {
     "STAGES", "COMMERCIAL", "OFFLINE", "SOURCES", "PLACES", "GENERATORS", "ALL_GENERATORS", "PRESETS",
-    "COMMERCIAL_NOTES", "OTHER_FILE",
+    "COMMERCIAL_NOTES", "OTHER_FILE", "MISSING_SOURCES", "PURPOSES", "DEVICES", "ACCOUNT", "YOUR_VIEWS",
 }  # fmt: skip
 
 

@@ -149,7 +149,9 @@ def _run_script(blender: Blender, script: str, task: dict[str, Any], output: Pat
                 f"Blender did not finish {script} within {timeout:.0f} s.", "Try again when the machine is less busy."
             ) from error
         except OSError as error:
-            raise InputError(f"{blender} cannot be started: {error.strerror}.", "Check the path of the Blender program.") from error
+            raise InputError(
+                f"{blender} cannot be started: {error.strerror}.", "Check the path of the Blender program."
+            ) from error
     if done.returncode != 0 or not output.is_file():
         raise _failure(blender, script, done)
 

@@ -97,7 +97,8 @@ def out_of_memory_explained(name: str, mode: MemoryMode) -> Iterator[None]:
         if "can't allocate memory" not in str(error):
             raise
         raise OutOfMemoryError(
-            f"{name} does not fit into the memory of this machine.", "Close other programs, or choose the generator mini."
+            f"{name} does not fit into the memory of this machine.",
+            "Close other programs, or choose the generator mini.",
         ) from error
 
 

@@ -61,7 +61,9 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
     if device.type == "cpu":
         return "cpu"
     if device.type != "cuda":
-        raise InputError(f"The splats cannot be drawn on {device}. There is no rasteriser for it.", "Use the device cpu.")
+        raise InputError(
+            f"The splats cannot be drawn on {device}. There is no rasteriser for it.", "Use the device cpu."
+        )
     reason = rasterize_cuda.unavailable_reason()
     if not reason:
         return "cuda"
