@@ -31,7 +31,9 @@ def test_a_plain_background_goes(disc: Path, tmp_path: Path, capsys: pytest.Capt
     out = tmp_path / "new" / "disc.png"
     status, answer = cutout(capsys, disc, "--out", out)
     assert (status, answer["status"], answer["path"]) == (0, "done", str(out))
-    alpha = np.asarray(Image.open(out))[..., 3] / 255
+    pixels = np.asarray(Image.open(out))
+    alpha = pixels[..., 3] / 255
+    assert pixels[alpha == 0].max() == 0
     assert abs(alpha.mean() - np.pi * 30**2 / 96**2) < 0.02
     assert (alpha[48, 48], alpha[0, 0]) == (1, 0)
 

@@ -17,6 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the cut-out; with `--json` says {status, path, method, warnings}."""
+    import numpy as np
+
     from im3d.images import read_image, write_png
     from im3d.isnet import installed_isnet
     from im3d.machine import choose_device
@@ -28,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     cut = isolate(picture, mask, installed_isnet(choose_device(args.device)))
     out = Path(args.out).absolute()
     make_folder(out.parent)
-    write_png(out, cut.rgba)
+    # Blender's previews add what is under full transparency to what they are drawn on.
+    write_png(out, np.where(cut.rgba[..., 3:] > 0, cut.rgba, np.float32(0)))
     if args.json:
         facts = {"status": "done", "path": str(out), "method": cut.method, "warnings": cut.warnings}
         print(json.dumps(facts, ensure_ascii=False), flush=True)
