@@ -59,17 +59,16 @@ def save_to_library(context: bpy.types.Context, obj: bpy.types.Object, library: 
         The .blend file; one that is there already is not overwritten, the name gets a number.
 
     Raises:
-        AssetError: There is no such library, its folder is gone, or it cannot be written.
+        AssetError: There is no such library, or its folder cannot be written or made.
     """
     known = context.preferences.filepaths.asset_libraries.get(library)
     if known is None:
         raise AssetError(f"There is no asset library {library} in the preferences.")
     folder = Path(bpy.path.abspath(known.path))
-    if not folder.is_dir():
-        raise AssetError(f"The folder of the asset library {library} is missing: {folder}.")
     stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", obj.name).strip(". ") or "object"
     path = next(p for p in (folder / f"{stem}{(n and f'-{n}') or ''}.blend" for n in range(10000)) if not p.exists())
     try:
+        folder.mkdir(parents=True, exist_ok=True)  # Blender's own library has none until something is saved
         _add_catalog(folder / CATALOG_FILE)
         bpy.data.libraries.write(str(path), {obj}, fake_user=True, compress=True)
     except (OSError, RuntimeError) as error:

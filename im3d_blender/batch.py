@@ -8,7 +8,7 @@ import bpy
 
 from . import session
 from .batch_table import Row, read_table, resume, write_results
-from .generate import failure_text, print_progress
+from .generate import failure_text, panel_inputs, print_progress
 from .job_request import PRESETS, RequestError
 from .link.queue import QueuedJob
 from .placement import Placement
@@ -63,6 +63,17 @@ class IM3D_OT_batch(bpy.types.Operator):
     arrive: bpy.props.BoolProperty(
         name="Import", description="Import the objects, side by side", default=True, options={"SKIP_SAVE"}
     )
+    library: bpy.props.StringProperty(
+        name="Library",
+        description="Asset library that receives the objects; LOCAL marks them in this file only, empty does neither",
+        options={"SKIP_SAVE"},
+    )
+    lods: bpy.props.BoolProperty(
+        name="Levels of Detail", description="Add copies with 50 % and 25 % of the triangles", options={"SKIP_SAVE"}
+    )
+    splats: bpy.props.BoolProperty(
+        name="Point Cloud", description="Add the splats as coloured points", options={"SKIP_SAVE"}
+    )
     wait: bpy.props.BoolProperty(
         name="Wait",
         description="Return when all lines have ended; always so without a window",
@@ -70,7 +81,9 @@ class IM3D_OT_batch(bpy.types.Operator):
     )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        self.preset = context.scene.im3d.preset
+        inputs = panel_inputs(context)
+        self.preset, self.lods, self.splats = inputs["preset"], inputs["lods"], inputs["splats"]
+        self.library = inputs.get("library", "")
         if not self.filepath:
             context.window_manager.fileselect_add(self)
             return {"RUNNING_MODAL"}
@@ -109,6 +122,9 @@ class IM3D_OT_batch(bpy.types.Operator):
                 location=(x + (row.number - 1) * GAP / scale, y, z),
                 arrive=self.arrive,
                 select=False,
+                library=self.library,
+                lods=self.lods,
+                splats=self.splats,
             )
             job = session.submit(context, row.request, placement)
             row.job = str(job.folder)

@@ -129,7 +129,11 @@ def _draw_details(layout: bpy.types.UILayout, context: bpy.types.Context, settin
     column.prop(settings, "splats")
     column.prop(settings, "as_asset")
     if settings.as_asset:
-        column.prop_search(settings, "library", context.preferences.filepaths, "asset_libraries", text="")
+        libraries = context.preferences.filepaths.asset_libraries
+        if libraries:
+            column.prop_search(settings, "library", context.preferences.filepaths, "asset_libraries", text="")
+        else:
+            column.operator("preferences.asset_library_add", text="Add Asset Library", icon="ADD")
     body.operator("im3d.batch", icon="FILE_TEXT")
 
 

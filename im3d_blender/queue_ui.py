@@ -21,7 +21,7 @@ STAGES = {
     "texture": "Baking Texture",
     "export": "Finishing",
 }
-DRAWN_BY_A_MODEL = ("image", "orbit", "refine")
+DRAWN_BY_A_MODEL = ("image", "orbit")
 PICTURE_SCALE = 6.0
 FRAMES_PER_ROW = 4
 FRAME_SCALE = 2.0
@@ -91,7 +91,7 @@ def draw_running(
 
 def stage_text(job: QueuedJob) -> str:
     """What is being done, as people call it."""
-    if job.stage in DRAWN_BY_A_MODEL and job.step == 0:
+    if job.stage in DRAWN_BY_A_MODEL and job.step == 0 and job.steps > 1:
         return _("Loading the Model")
     return _(STAGES.get(job.stage, "Starting"))
 

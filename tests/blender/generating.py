@@ -95,8 +95,16 @@ def batch_of_five(extension: str, jobs: str, table: str) -> dict[str, Any]:
     install(extension)
     empty_scene()
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    ended = sorted(bpy.ops.im3d.batch(filepath=table))
-    first = {"objects": names(), "collections": sorted(c.name for c in bpy.data.collections)}
+    # A library of which nobody has made the folder yet, as Blender's own.
+    library = Path(table).parent / "not made" / "library"
+    bpy.ops.preferences.asset_library_add(directory=str(Path(table).parent))
+    libraries = bpy.context.preferences.filepaths.asset_libraries
+    libraries[-1].path = str(library)
+    ended = sorted(bpy.ops.im3d.batch(filepath=table, library=libraries[-1].name))
+    first = {
+        "objects": names(), "collections": sorted(c.name for c in bpy.data.collections),
+        "library": sorted(path.name for path in library.glob("*.blend")),
+    }  # fmt: skip
     made = len(list(Path(jobs).glob("2*")))
     bpy.ops.im3d.batch(filepath=table)
     return {**first, "ended": ended, "made": made, "made_again": len(list(Path(jobs).glob("2*"))) - made}

@@ -82,6 +82,7 @@ def test_a_batch_of_five_with_a_bad_row(blender: Callable[..., dict[str, Any]], 
     assert got["ended"] == ["FINISHED"]
     assert got["objects"] == ["Five", "One", "Two"]
     assert "Props" in got["collections"]
+    assert got["library"] == ["Five.blend", "One.blend", "Two.blend"]
     # The failed row is tried again, the wrong one and the finished ones are not.
     assert (got["made"], got["made_again"]) == (4, 1)
     results = (tmp_path / "props.results.csv").read_text()
