@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import locale
 import os
@@ -12,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from extension.im3d_blender import diagnostics, exif
 from extension.im3d_blender.batch_table import read_table, resume, write_results
 from extension.im3d_blender.job_request import RequestError, default_name, make_request
 from extension.im3d_blender.jobs import date_text
-from extension.im3d_blender.model_facts import licence_of, read_models
+from extension.im3d_blender.model_facts import automatic, licence_of, read_models
 from extension.im3d_blender.placement import Placement, read_placement
 from extension.im3d_blender.tasks import SILENCE_S, Task, TaskState
 from PIL import Image, ImageOps
 
+from im3d.generators import choose
 from im3d.jobs import FORMAT, Request
 from im3d.models import models
 from im3d.settings import PRESETS
@@ -167,6 +170,23 @@ class TestModels:
         assert licence_of("mini", facts) == models()["mini"].licence
         assert licence_of("files", facts) == ""
 
+    @pytest.mark.parametrize("gpu", [False, True])
+    @pytest.mark.parametrize("elevation_known", [False, True])
+    def test_automatic_says_what_the_backend_will_take(
+        self, gpu: bool, elevation_known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(choose, "free_gigabytes", lambda device: 24.0)
+        for there in ((), ("sv3d_p",), ("sv3d_u",), ("sv3d_p", "sv3d_u")):
+            facts = [dataclasses.replace(m, installed=m.name in (*there, "mini")) for m in read_models(tmp_path)]
+            monkeypatch.setattr(choose, "installed", lambda name, there=there: name if name in there else None)
+            device = torch.device("cuda" if gpu else "cpu")
+            taken = choose.choose_generator("auto", device, elevation_known).name
+            assert automatic(facts, gpu, elevation_known) == taken, (there, gpu, elevation_known)
+
+    def test_sizes_fit_on_a_button(self, tmp_path: Path) -> None:
+        sizes = {m.name: m.size for m in read_models(tmp_path)}
+        assert [sizes[name] for name in ("isnet", "sv3d_p", "flux2_klein")] == ["177 MB", "9.4 GB", "16 GB"]
+
 
 class TestTask:
     def run(self, code: str, **options: Any) -> tuple[Task, TaskState]:
@@ -182,8 +202,9 @@ class TestTask:
         assert (state.fraction, state.error, state.result) == (0.42, "", {"status": "done"})
 
     def test_an_error_is_its_own_sentence(self) -> None:
-        _, state = self.run('import sys; print(\'{"message": "No space.", "hint": "Free some."}\'); sys.exit(1)')
-        assert state.error == "No space. Free some."
+        said = {"message": "No space.", "hint": "Free some.", "remedy": "token sv3d_p"}
+        _, state = self.run(f"import sys; print({json.dumps(said)!r}); sys.exit(1)")
+        assert (state.error, state.remedy) == ("No space. Free some.", "token sv3d_p")
 
     def test_a_crash_is_its_last_line(self) -> None:
         _, state = self.run("import sys; sys.exit('it broke')")

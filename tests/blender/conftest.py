@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from blender_process import ROOT
+from blender_process import INSIDE, ROOT, inside
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,25 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def blender(extension: Path, job: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a function of generating.py, or of another script, with the extension and an empty jobs folder."""
+    finished = tmp_path / "finished"
+    shutil.copytree(job, finished)
+    Image.new("RGB", (64, 64), (20, 160, 60)).save(finished / "preview.png")
+    # Started as a Python would be; what follows is the backend's command.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{shutil.which("python3")}" "{INSIDE.with_name("backend_stand_in.py")}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "jobs").mkdir()
+
+    def run(function: str, *arguments: object, script: str = "generating.py") -> dict[str, Any]:
+        variables = {"IM3D_PYTHON": str(python), "STAND_IN_JOB": str(finished)}
+        jobs = [tmp_path / "jobs"] if function != "drop_handler" else []
+        return inside(
+            function, tmp_path, extension, *jobs, *arguments, script=INSIDE.with_name(script), variables=variables
+        )
+
+    return run

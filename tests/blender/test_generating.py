@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from blender_process import INSIDE, ROOT, inside
-from PIL import Image
+from blender_process import ROOT
 
 pytestmark = pytest.mark.blender
-SCRIPT = INSIDE.with_name("generating.py")
-STAND_IN = INSIDE.with_name("backend_stand_in.py")
-
-
-@pytest.fixture
-def blender(extension: Path, job: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Runs a function of generating.py with the extension and an empty jobs folder."""
-    finished = tmp_path / "finished"
-    shutil.copytree(job, finished)
-    Image.new("RGB", (64, 64), (20, 160, 60)).save(finished / "preview.png")
-    # Started as a Python would be; what follows is the backend's command, which it ignores.
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec "{shutil.which("python3")}" "{STAND_IN}"\n')
-    python.chmod(0o755)
-    (tmp_path / "jobs").mkdir()
-
-    def run(function: str, *arguments: object) -> dict[str, Any]:
-        variables = {"IM3D_PYTHON": str(python), "STAND_IN_JOB": str(finished)}
-        jobs = [tmp_path / "jobs"] if function != "drop_handler" else []
-        return inside(function, tmp_path, extension, *jobs, *arguments, script=SCRIPT, variables=variables)
-
-    return run
 
 
 def test_generate_undo_redo_and_import_again(blender: Callable[..., dict[str, Any]]) -> None:
