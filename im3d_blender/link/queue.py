@@ -416,7 +416,7 @@ class JobQueue:
         }
         temporary = job.folder / f"{FILE}.{os.getpid()}.tmp"
         try:
-            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
             temporary.replace(job.folder / FILE)
         except OSError:
             if job.state == "waiting" and not (job.folder / FILE).exists():

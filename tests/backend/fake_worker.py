@@ -49,7 +49,7 @@ def work(item: Message) -> None:
         children = [subprocess.Popen(bound(sleep)), subprocess.Popen(sleep)]
         (job.folder / "children.part").write_text(" ".join(str(child.pid) for child in children))
         os.replace(job.folder / "children.part", job.folder / f"children_{os.getpid()}")
-        send(message("progress", job_id, stage="fit", step=2, steps=2, eta_s=1.0))
+        send(message("progress", job_id, stage="fit", step=2, steps=2, fraction=0.6, eta_s=1.0))
     if plan in ("hang", "deaf", "family"):
         while not (plan == "hang" and cancelled.wait(60)):
             pass
