@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out).absolute()
     make_folder(out.parent)
     # Blender's previews add what is under full transparency to what they are drawn on.
-    write_png(out, np.where(cut.rgba[..., 3:] > 0, cut.rgba, np.float32(0)))
+    write_png(out, np.where(cut.rgba[..., 3:] >= 0.5 / 255, cut.rgba, np.float32(0)))
     if args.json:
         facts = {"status": "done", "path": str(out), "method": cut.method, "warnings": cut.warnings}
         print(json.dumps(facts, ensure_ascii=False), flush=True)
