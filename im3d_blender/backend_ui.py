@@ -113,7 +113,7 @@ def draw_generator(layout: bpy.types.UILayout, context: bpy.types.Context) -> No
     if model is not None and model.commercial != "yes":
         wrapped(layout, context, _(COMMERCIAL_NOTES[model.commercial]), "INFO", margin=PLAIN_MARGIN)
     best = better(context)
-    if best is None or draw_download(layout, context, BETTER):
+    if best is None or draw_download(layout, context, BETTER, [best.name]):
         return
     if not has_gpu():
         words = _("{} ({}) is better, but needs an NVIDIA GPU with {} GB.").format(

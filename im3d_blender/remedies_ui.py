@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
@@ -21,7 +23,7 @@ def draw_remedy(layout: bpy.types.UILayout, context: bpy.types.Context, remedy: 
     verb, _space, names = remedy.partition(" ")
     if verb not in ("download", "licence", "token"):
         return
-    if draw_download(layout, context, place):
+    if draw_download(layout, context, place, names.split()):
         return
     if not online():
         draw_allow_online(layout, context)
@@ -32,10 +34,14 @@ def draw_remedy(layout: bpy.types.UILayout, context: bpy.types.Context, remedy: 
         draw_download_button(layout, context, model, place)
 
 
-def draw_download(layout: bpy.types.UILayout, context: bpy.types.Context, place: str) -> bool:
-    """The download that was started here: its progress, or why it failed and what helps. False: there is none."""
-    task = backend_state.state.task
-    if task is None or backend_state.state.task_place != place:
+def draw_download(layout: bpy.types.UILayout, context: bpy.types.Context, place: str, models: Sequence[str]) -> bool:
+    """The download of one of these models that was started here: its progress, or why it failed and what helps.
+
+    Returns:
+        Whether there is one.
+    """
+    state = backend_state.state
+    if state.task is None or state.task_place != place or state.task_model not in models:
         return False
     _draw_task(layout, context)
     return True

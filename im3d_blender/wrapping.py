@@ -12,6 +12,7 @@ FONT = 0
 MARGIN = 68  # pixels at scale 1 that the frame of the sidebar, its tabs and a box around the text take
 PLAIN_MARGIN = 54  # the same without a box
 NESTED_MARGIN = 80  # the same in a box within a box
+ICON = 28  # an icon before the text, with what Blender leaves around it
 BUTTON_MARGIN = 32  # what the icon and the rims of a button take beside its text
 LINES = 8
 
@@ -21,7 +22,7 @@ def wrapped(
 ) -> None:
     """Draws a text, already translated, as labels of at most the region's width."""
     scale = context.preferences.system.ui_scale
-    width = _width(context, margin + (20 if icon != "NONE" else 0))
+    width = _width(context, margin + (ICON if icon != "NONE" else 0))
     column = layout.column(align=True)
     column.scale_y = 0.8
     lines = break_lines(text, max(width, 60 * scale), _measure(context))
