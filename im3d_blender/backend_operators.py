@@ -41,7 +41,8 @@ class IM3D_OT_install_backend(bpy.types.Operator):
         try:
             backend_state.install(context)
         except LookupError as error:
-            self.report({"ERROR"}, str(error))
+            text = bpy.app.translations.pgettext_iface("The backend cannot be installed on {}.")
+            self.report({"ERROR"}, text.format(error))
             return {"CANCELLED"}
         return {"FINISHED"}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from typing import Any
 
 import bpy
 
-from .install import Installation, Installed, InstallProgress, default_spec, find_installed
+from .install import Installation, Installed, InstallProgress, InstallSpec, default_spec, find_installed
 from .link.environment import PYTHON_VARIABLE, backend_command, child_environment
 from .model_facts import ModelFacts, read_models
-from .preferences import get_preferences, home_folder, online
+from .preferences import backend_folder, get_preferences, home_folder, online
 from .tasks import Task
 
 MANIFEST = Path(__file__).resolve().parent.parent / "blender_manifest.toml"
@@ -30,6 +31,8 @@ class BackendState:
 
     Attributes:
         installed: The backend in the chosen home, None when there is none (on a remote host nobody looks).
+        offer: What would be installed; None until the graphics driver was asked.
+        no_offer: The platform on which nothing can be installed, "" on all others.
         models: All models, with whether they are installed.
         installation: Under way, or None.
         progress: Of the installation, the last one also after it ended in a failure.
@@ -38,9 +41,12 @@ class BackendState:
         task_place: Where it was started, and so is shown: "generate", "better", "cutout", "" (the list of models) or a
             job's id.
         then: What goes on when the model is there.
+        shown_offer: What of the offer was known at the last tick.
     """
 
     installed: Installed | None = None
+    offer: InstallSpec | None = None
+    no_offer: str = ""
     models: list[ModelFacts] = field(default_factory=list)
     installation: Installation | None = None
     progress: InstallProgress | None = None
@@ -48,6 +54,7 @@ class BackendState:
     task_model: str = ""
     task_place: str = ""
     then: Callable[[bpy.types.Context], None] | None = None
+    shown_offer: tuple[bool, str] = (False, "")
 
 
 state = BackendState()
@@ -74,18 +81,26 @@ def model(name: str) -> ModelFacts | None:
 
 def refresh(context: bpy.types.Context) -> None:
     """Looks at the home folder again."""
-    home = home_folder(context)
-    state.installed = find_installed(home)
-    state.models = read_models(home)
+    state.installed = find_installed(backend_folder(context))
+    state.models = read_models(home_folder(context))
+    if state.installed is None and state.offer is None and not state.no_offer:
+        threading.Thread(target=_make_offer, daemon=True).start()  # the graphics driver takes up to a second to answer
+
+
+def _make_offer() -> None:
+    try:
+        state.offer = default_spec(version(), sys.executable)
+    except LookupError as error:
+        state.no_offer = str(error)
 
 
 def install(context: bpy.types.Context) -> None:
     """Starts installing the backend that this add-on brings into the home folder.
 
     Raises:
-        LookupError: There is none for this kind of machine; the text is a sentence for the user.
+        LookupError: There is none for this kind of machine; the text names it.
     """
-    spec = default_spec(version(), sys.executable)
+    spec = state.offer or default_spec(version(), sys.executable)
     state.installation = Installation(home_folder(context), spec, online())
     state.progress = None
     state.installation.start()
@@ -123,9 +138,9 @@ def download(
 
 def start_tool(context: bpy.types.Context, title: str, arguments: list[str], token: str = "") -> Task:
     """Starts another command of the backend that serves."""
-    home = home_folder(context)
-    serve = backend_command(home)
-    return Task(title, [*serve[: serve.index("serve")], *arguments], child_environment(home, token))
+    serve = backend_command(backend_folder(context))
+    environment = child_environment(home_folder(context), token)
+    return Task(title, [*serve[: serve.index("serve")], *arguments], environment)
 
 
 def cancel_download() -> None:
@@ -136,7 +151,9 @@ def cancel_download() -> None:
 
 def advance(context: bpy.types.Context) -> bool:
     """Hears what is under way; True when the panel has something new to show."""
-    changed = False
+    known = (state.offer is not None, state.no_offer)
+    changed = known != state.shown_offer
+    state.shown_offer = known
     if state.installation is not None:
         state.progress = state.installation.poll()
         changed = True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from . import backend_state
 from .job_request import GENERATORS
+from .link.backend import Failure
 from .model_facts import NEEDS, ModelFacts
 from .preferences import get_preferences, online
 from .readiness import better, generator_text, has_gpu, is_remote
@@ -28,6 +31,12 @@ PURPOSES = {
 }
 DEVICES = {"cpu": "the CPU", "mps": "the Apple GPU"}
 BETTER = "better"  # where the download of a better generator is shown
+INSTALL_BUILDS = {
+    "cpu": "The build for the processor: no NVIDIA card with a driver from 560 on was found.",
+    "cu126": "The build for NVIDIA cards, CUDA 12.6.",
+    "cu130": "The build for NVIDIA cards, CUDA 13.",
+    "mps": "The build for Apple silicon.",
+}
 COMMERCIAL_NOTES = {"no": "Not for commercial use.", "conditions": "Commercial use under conditions."}
 
 
@@ -59,27 +68,52 @@ def draw_backend(layout: bpy.types.UILayout, context: bpy.types.Context) -> None
     state = backend_state.state
     host = get_preferences(context).remote_host.strip()
     if state.installation is not None:
-        draw_progress(layout, context, state.progress.message if state.progress else "", _fraction())
+        draw_progress(layout, context, _(state.progress.message) if state.progress else "", _fraction())
     elif host:
         layout.label(text=_("Jobs run on {}").format(host), icon="URL", translate=False)
         if not online():
             draw_allow_online(layout, context)
     elif state.installed is None:
-        wrapped(layout, context, _("The backend is not installed."), "INFO")
-        if state.progress is not None and state.progress.failure is not None:
-            wrapped(layout, context, state.progress.failure.message, "ERROR")
-            wrapped(layout, context, state.progress.failure.hint)
-        if online():
-            row = layout.row()
-            row.scale_y = 1.3
-            row.operator("im3d.install_backend", icon="IMPORT")
-        else:
-            draw_allow_online(layout, context)
-        layout.prop(get_preferences(context), "home", text="")
+        _draw_offer(layout, context)
     else:
         installed = state.installed
         device = _(DEVICES[installed.accelerator]) if installed.accelerator in DEVICES else _("the GPU")
-        wrapped(layout, context, _("Backend {}, runs on {}").format(installed.version, device), "CHECKMARK")
+        facts = _("Backend {}, runs on {}").format(installed.version, device)
+        wrapped(layout, context, facts if installed.version else _("Development environment"), "CHECKMARK")
+
+
+def _draw_offer(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """What would be installed, how much of it, how long that takes, and where; and why it failed before."""
+    state = backend_state.state
+    wrapped(layout, context, _("The backend is not installed."), "INFO")
+    if state.progress is not None and state.progress.failure is not None:
+        _draw_install_failure(layout, context, state.progress.failure)
+    if state.no_offer:
+        wrapped(layout, context, _("The backend cannot be installed on {}.").format(state.no_offer), "ERROR")
+    elif state.offer is not None:
+        wrapped(layout, context, _(INSTALL_BUILDS[state.offer.accelerator]))
+        gigabytes, seconds = state.offer.download / 1e9, 8 * state.offer.download / 1e8
+        size = _("{} GB to download: about {} minutes at 100 Mbit/s, {} at 20 Mbit/s.")
+        minutes = (math.ceil(seconds / 60), math.ceil(5 * seconds / 60))
+        wrapped(layout, context, size.format(f"{gigabytes:.1f}", *minutes))
+    if not online():
+        draw_allow_online(layout, context)
+    elif not state.no_offer:
+        row = layout.row()
+        row.scale_y = 1.3
+        row.operator("im3d.install_backend", icon="IMPORT")
+    if state.offer is not None:
+        wrapped(layout, context, _("{} GB must be free in this folder:").format(round(state.offer.space / (1 << 30))))
+    layout.prop(get_preferences(context), "home", text="")
+
+
+def _draw_install_failure(layout: bpy.types.UILayout, context: bpy.types.Context, failure: Failure) -> None:
+    box = layout.box()
+    wrapped(box, context, _(failure.message), "ERROR")
+    if failure.hint:
+        wrapped(box, context, _(failure.hint))
+    if failure.log:
+        box.operator("wm.path_open", text="Show Log", icon="TEXT").filepath = failure.log
 
 
 def _fraction() -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import bpy
@@ -35,7 +36,9 @@ class Batch:
         if row is not None:
             row.status = job.state
             row.message = "" if job.state == "done" else failure_text(job)
-            write_results(self.rows, self.results)
+            # A table that cannot be written now, for instance since a spreadsheet holds it open, is tried again.
+            with contextlib.suppress(RequestError, OSError):
+                write_results(self.rows, self.results)
 
 
 class IM3D_OT_batch(bpy.types.Operator):
@@ -126,7 +129,11 @@ class IM3D_OT_batch(bpy.types.Operator):
                 lods=self.lods,
                 splats=self.splats,
             )
-            job = session.submit(context, row.request, placement)
+            try:
+                job = session.submit(context, row.request, placement)
+            except (OSError, ValueError) as error:
+                row.status, row.message = "failed", str(error)
+                continue
             row.job = str(job.folder)
             batch.jobs[job.id] = row
 

@@ -1,7 +1,6 @@
-"""Tables of jobs: a CSV file or a folder of pictures in, a CSV of results out. No bpy here.
+"""The rows of a batch: requests made of a table's lines, and the table of how they ended. No bpy here.
 
-Columns: one of `prompt`, `image`, `views`; and if wanted `name`, `height` (metres), `seed`, `preset`, `generator`,
-`collection`. Paths are relative to the table. The columns are those of the command line's `im3d batch`.
+What a table may look like, the backend's reader says (`backend/im3d/tables.py`), which `im3d batch` has too.
 """
 
 from __future__ import annotations
@@ -9,14 +8,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..backend.im3d.tables import Line, TableError, is_ours, read_lines
+from ..backend.im3d.tables import write_results as write_table
 from .job_request import PICTURES, RequestError, make_request
 
-COLUMNS = ("prompt", "image", "views", "name", "height", "seed", "preset", "generator", "collection")
 RESULT_COLUMNS = ("row", "key", "name", "status", "job", "message")
 
 
@@ -46,7 +45,7 @@ class Row:
 
 
 def read_table(path: Path, preset: str = "standard") -> list[Row]:
-    """The rows of a CSV file, or one for each picture of a folder. Wrong lines come as failed rows.
+    """The rows of a CSV file or of a folder. Wrong lines come as failed rows.
 
     Args:
         preset: For lines that name none.
@@ -54,72 +53,49 @@ def read_table(path: Path, preset: str = "standard") -> list[Row]:
     Raises:
         RequestError: No such file, not a table, a column that nobody knows, or nothing in it.
     """
-    if path.is_dir():
-        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        lines = [{"image": p.name} for p in pictures]
-        folder = path
-    else:
-        lines, folder = _lines(path), path.parent
-    if not lines:
-        raise RequestError(f"{path} holds nothing to make.")
+    try:
+        lines = read_lines(path, PICTURES)
+    except TableError as error:
+        raise RequestError(str(error)) from error
+    folder = path if path.is_dir() else path.parent
     return [_row(number, line, folder, preset) for number, line in enumerate(lines, start=1)]
 
 
 def resume(rows: list[Row], results: Path) -> None:
     """Takes over what an earlier run finished, as its results say; its job folders must still hold it."""
-    try:
-        with open(results, newline="", encoding="utf-8") as file:
-            earlier = {line["key"]: line for line in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, csv.Error):
-        return
+    earlier: dict[str, dict[str, str]] = {}
+    for file in (results, results.with_suffix(".new.csv")):  # the second where a spreadsheet held the first open
+        try:
+            with open(file, newline="", encoding="utf-8") as lines:
+                earlier |= {line["key"]: line for line in csv.DictReader(lines)}
+        except (OSError, ValueError, KeyError, csv.Error):
+            continue
     for row in rows:
         known = earlier.get(row.key, {})
         if known.get("status") == "done" and (Path(known["job"]) / "result.json").is_file():
             row.status, row.job = "done", known["job"]
 
 
-def write_results(rows: list[Row], path: Path) -> None:
-    """Writes the table of results in one piece."""
+def write_results(rows: list[Row], path: Path) -> Path:
+    """Writes the table of results in one piece and returns where it is: beside `path` while that is held open.
+
+    Raises:
+        RequestError: The file that lies there is no table of results.
+        OSError: It cannot be written.
+    """
+    if not is_ours(path, RESULT_COLUMNS):
+        raise RequestError(f"{path} is not a table of results. Choose another file for the results.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(RESULT_COLUMNS)
-        writer.writerows([r.number, r.key, r.name, r.status, r.job, r.message] for r in rows)
-    os.replace(part, path)
+    return write_table(path, RESULT_COLUMNS, [(r.number, r.key, r.name, r.status, r.job, r.message) for r in rows])
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
-    try:
-        # Spreadsheets write a byte order mark, and semicolons where the comma parts decimals.
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise RequestError(f"There is no file {path}.") from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} is not a table in UTF-8.") from error
-    head = text.partition("\n")[0]
-    delimiter = ";" if head.count(";") > head.count(",") else ","
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    names = [(name or "").strip().lower() for name in reader.fieldnames or []]
-    unknown = [name for name in names if name not in COLUMNS]
-    if unknown or not set(names) & {"prompt", "image", "views"}:
-        wrong = f"the column {unknown[0]!r}" if unknown else "no column prompt, image or views"
-        raise RequestError(f"{path.name} has {wrong}; columns are: {', '.join(COLUMNS)}.")
-    reader.fieldnames = names
-    lines = [line for line in reader if any((value or "").strip() for key, value in line.items() if key)]
-    if delimiter == ";":
-        for line in lines:
-            line["height"] = (line.get("height") or "").replace(",", ".")
-    return lines
-
-
-def _row(number: int, line: dict[str, Any], folder: Path, preset: str) -> Row:
-    cells = {name: (line.get(name) or "").strip() for name in COLUMNS}
+def _row(number: int, line: Line, folder: Path, preset: str) -> Row:
+    cells = line.cells
     key = hashlib.sha256(json.dumps([cells, preset, str(folder)]).encode()).hexdigest()[:16]
-    row = Row(number, key, cells["name"], None, cells["collection"])
+    row = Row(number, key, line.name, None, cells["collection"])
     try:
-        if None in line:
-            raise RequestError("The line has more cells than the table has columns.")
+        if line.error is not None:
+            raise RequestError(str(line.error))
         row.request = make_request(
             prompt=cells["prompt"],
             image=str(folder / cells["image"]) if cells["image"] else "",
@@ -127,17 +103,10 @@ def _row(number: int, line: dict[str, Any], folder: Path, preset: str) -> Row:
             name=cells["name"],
             generator=cells["generator"] or "auto",
             preset=cells["preset"] or preset,
-            seed=_number(int, "seed", cells["seed"] or "0"),
-            height=_number(float, "height", cells["height"] or "1"),
+            seed=line.seed or 0,
+            height=1.0 if line.height is None else line.height,
         )
         row.name = row.request["name"]
-    except RequestError as error:
+    except (RequestError, OSError, ValueError) as error:
         row.status, row.message = "failed", str(error)
     return row
-
-
-def _number(kind: Any, name: str, text: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise RequestError(f"The {name} {text!r} is not a number.") from None

@@ -123,6 +123,7 @@ def random_seed() -> int:
 def default_name(prompt: str, source: str) -> str:
     """Name of an object from its prompt or its file, cut at a word."""
     words = prompt or (Path(source).stem if source else "")
+    words = words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # file names need not be UTF-8
     if len(words) > NAME_LENGTH:
         words = words[: NAME_LENGTH + 1].rsplit(" ", 1)[0][:NAME_LENGTH]
     return words or "IM-3D object"

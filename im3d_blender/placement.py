@@ -51,7 +51,7 @@ class Placement:
         """Writes it into the job folder, which may not exist yet."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{FILE}.part"
-        part.write_text(json.dumps(dataclasses.asdict(self), ensure_ascii=False), encoding="utf-8")
+        part.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
         os.replace(part, folder / FILE)
 
 

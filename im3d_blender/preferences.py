@@ -9,6 +9,7 @@ from pathlib import Path
 import bpy
 
 from .job_request import GENERATORS
+from .link.environment import development_python
 
 # bl_ext.<repository>.im3d: Blender files an extension's preferences under its root package.
 BASE_PACKAGE = (__package__ or "").rpartition(".")[0]
@@ -45,7 +46,10 @@ class IM3D_AP_preferences(bpy.types.AddonPreferences):
 
     home: bpy.props.StringProperty(
         name="Backend",
-        description="Folder of the backend and its models. It is kept when the add-on is updated or removed",
+        description=(
+            "Folder of the backend and its models. It is kept when the add-on is updated or removed. "
+            "A checkout with a development environment can be chosen as it is"
+        ),
         subtype="DIR_PATH",
         default=str(default_home()),
         update=_folder_changed,
@@ -117,8 +121,15 @@ def get_preferences(context: bpy.types.Context) -> IM3D_AP_preferences:
     return context.preferences.addons[BASE_PACKAGE].preferences
 
 
-def home_folder(context: bpy.types.Context) -> Path:
+def backend_folder(context: bpy.types.Context) -> Path:
+    """The folder that was chosen for the backend: one that the installer fills, or a development environment."""
     return Path(bpy.path.abspath(get_preferences(context).home))
+
+
+def home_folder(context: bpy.types.Context) -> Path:
+    """Where models, caches and logs lie. A checkout is kept free of them: they are where its command line has them."""
+    chosen = backend_folder(context)
+    return chosen if development_python(chosen) is None else default_home()
 
 
 def jobs_folder(context: bpy.types.Context) -> Path:

@@ -21,7 +21,7 @@ from .link.backend import Backend, Failure
 from .link.environment import backend_command, child_environment, remote_command
 from .link.queue import JobQueue, QueuedJob
 from .placement import Placement, read_placement
-from .preferences import get_preferences, home_folder, jobs_folder
+from .preferences import backend_folder, get_preferences, home_folder, jobs_folder
 from .properties import refresh_jobs
 
 ACTIVE_S = 0.1  # between two ticks while a job runs
@@ -114,7 +114,7 @@ def make_queue(context: bpy.types.Context) -> JobQueue:
     """A queue as the preferences say; starts nothing yet."""
     preferences, home = get_preferences(context), home_folder(context)
     host = preferences.remote_host.strip()
-    command = remote_command(host) if host else backend_command(home, bpy.app.binary_path)
+    command = remote_command(host) if host else backend_command(backend_folder(context), bpy.app.binary_path)
     backend = Backend(command, home / "logs" / "backend.log", child_environment(home))
     files = remote_command(host, "--files") if host else None
     return JobQueue(backend, jobs_folder(context), time.monotonic, files)

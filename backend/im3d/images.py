@@ -26,11 +26,16 @@ FloatArray = NDArray[np.float32]
 # A picture is decoded only below this size: a small file can claim any number of pixels.
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
+# A job's picture is reduced to this: an object that fills a quarter of it keeps enough pixels for every generator.
+LONGEST_SIDE = 2048
 # Plain raster formats. Pillow's others hand the file to external programs (EPS) or hold no single picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "TGA", "PPM")
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".ppm"},
 )
+
+# Phones' pictures, which our libraries do not read: the brands in the first bytes of the file.
+_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1")
 
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -84,6 +89,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
         InputError: Missing, not a picture, damaged (also while it is decoded inside the block), or too large or small.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would keep us waiting
+            raise InputError(f"{path} is not a file that can be read.", "Check the path.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             with Image.open(path, formats=FORMATS) as image:
@@ -96,16 +103,24 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            if file.read(12)[4:] in _HEIC:
+                raise InputError(f"{path} is a HEIC picture.", "Save it as JPEG or PNG.") from error
         raise InputError(f"{path} is not a picture.", "Use a PNG, JPEG or WebP file.") from error
     except _DAMAGED as error:
         raise InputError(f"{path} is damaged or cut short.", "Save or download the picture again.") from error
 
 
-def read_image(path: Path) -> FloatArray:
+def read_image(path: Path, longest: int | None = None) -> FloatArray:
     """A picture of any common kind as sRGB with straight alpha.
 
     16-bit, greyscale, palette and CMYK files are converted, an embedded colour profile is brought to sRGB, the EXIF
     orientation is applied, and an animation gives its first frame. Files without transparency get alpha 1.
+
+    Args:
+        path: The file.
+        longest: Pictures with a longer side are reduced to it, before they become numbers: a phone's 48 megapixels
+            take 0.8 GB as float32.
 
     Returns:
         (H, W, 4) float32 in [0, 1].
@@ -114,11 +129,20 @@ def read_image(path: Path) -> FloatArray:
         InputError: As for `opened`.
     """
     with opened(path) as image:
-        return as_rgba(image)
+        if longest is not None:
+            image.draft(None, (longest, longest))  # JPEG: decoded at an eighth to a half, never below what is wanted
+        return as_rgba(image, longest)
 
 
-def as_rgba(image: Image.Image) -> FloatArray:
-    """A Pillow image (its current frame) as (H, W, 4) float32 in [0, 1]: sRGB, straight alpha, upright."""
+def as_rgba(image: Image.Image, longest: int | None = None) -> FloatArray:
+    """A Pillow image (its current frame) as (H, W, 4) float32 in [0, 1]: sRGB, straight alpha, upright.
+
+    Args:
+        image: The image.
+        longest: As for `read_image`.
+    """
+    if longest is not None and max(image.size) > longest:
+        image = _reduced(image, longest)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         grey = np.asarray(image, dtype=np.float32)
@@ -233,6 +257,22 @@ def bled(rgba: FloatArray, solid: float = 0.5) -> FloatArray:
     result = pixels.copy()
     result[there] = moved
     return result.reshape(rgba.shape)
+
+
+def _reduced(image: Image.Image, longest: int) -> Image.Image:
+    """The image with its longer side `longest`; what it says about orientation and colours stays with it."""
+    scale = longest / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.mode != "1" else "L")  # colours are mixed, indices cannot be
+    elif image.mode.startswith("I;"):
+        image = image.convert("I")
+    small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0 if image.mode != "I" else None)
+    small.info.update(image.info)
+    exif = image.getexif()
+    if exif:
+        small.info["exif"] = exif.tobytes()
+    return small
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

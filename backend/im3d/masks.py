@@ -81,8 +81,8 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> FloatArray:
     Raises:
         InputError: Unreadable, or of another shape than the picture.
     """
-    rgba = read_image(path)
     height, width = shape[:2]
+    rgba = read_image(path, max(height, width))
     if abs(rgba.shape[0] * width - rgba.shape[1] * height) > 0.01 * rgba.shape[0] * width:
         raise InputError(
             f"The mask {path} is {rgba.shape[1]} x {rgba.shape[0]}, the picture {width} x {height}.",

@@ -19,6 +19,7 @@ GLB
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -207,19 +208,21 @@ class Orbit:
         """
         if not isinstance(data, dict):
             raise InputError("orbit.json does not hold an object.", "See the views folder in the README.")
+        _check_names(data)
         azimuths = data.get("azimuths_deg")
         if azimuths is None:
             if views is None:
                 raise InputError("orbit.json has no azimuths_deg.", "List one azimuth for each view.")
-            azimuths = [360.0 * k / views for k in range(views)]
-        try:
-            values = tuple(float(a) for a in azimuths)
-            elevation = data.get("elevation_deg")
-            elevation = None if elevation is None else float(elevation)
-            fov = float(data.get("fov_deg", DEFAULT_FOV_DEG))
-            radius = float(data.get("radius", DEFAULT_RADIUS))
-        except (TypeError, ValueError) as error:
-            raise InputError("orbit.json holds a value that is not a number.", "Correct orbit.json.") from error
+            values = tuple(360.0 * k / views for k in range(views))
+        elif isinstance(azimuths, list):
+            values = tuple(_number(a) for a in azimuths)
+            _check_degrees(values)
+        else:
+            raise InputError("azimuths_deg in orbit.json is not a list.", "List one azimuth for each view.")
+        elevation = data.get("elevation_deg")
+        elevation = None if elevation is None else _number(elevation)
+        fov = _number(data.get("fov_deg", DEFAULT_FOV_DEG))
+        radius = _number(data.get("radius", DEFAULT_RADIUS))
         if views is not None and len(values) != views:
             raise InputError(
                 f"orbit.json lists {len(values)} azimuths for {views} views.",
@@ -235,10 +238,43 @@ class Orbit:
             InputError: The file is not JSON or does not describe an orbit of `views` views.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            # Windows' editors and shells put a byte order mark before UTF-8.
+            data = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read as JSON.", "Correct or remove orbit.json.") from error
         return cls.from_json(data, views)
+
+
+_NAMES = ("azimuths_deg", "elevation_deg", "fov_deg", "radius")
+
+
+def _check_names(data: dict[str, Any]) -> None:
+    """Refuses entries that would be ignored: they are misspelt, and the orbit would silently be another one."""
+    for name in data:
+        if name not in _NAMES:
+            close = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.5)
+            raise InputError(
+                f'orbit.json has no entry named "{name[:40]}".',
+                f"Write {close[0]}." if close else f"It knows {', '.join(_NAMES[:-1])} and {_NAMES[-1]}.",
+            )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError("orbit.json holds a value that is not a number.", "Correct orbit.json.")
+    try:
+        return float(value)
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise InputError("orbit.json holds a number that is too large.", "Correct orbit.json.") from error
+
+
+def _check_degrees(azimuths_deg: Sequence[float]) -> None:
+    """Refuses azimuths that lie within 2π degrees: radians, or cameras that all stand in one place."""
+    if len(azimuths_deg) > 2 and max(azimuths_deg) - min(azimuths_deg) <= 2 * math.pi:
+        raise InputError(
+            f"The azimuths in orbit.json span only {max(azimuths_deg) - min(azimuths_deg):.2g} degrees.",
+            "Write them in degrees, not radians, for views from all around the object.",
+        )
 
 
 def orbit_from_glb(metres_per_unit: float, base_centre: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -100,6 +100,10 @@ class Pack:
 
     `len(pack)`, `pack[i]` and iteration give `Prop`s in the order of the file. Not safe to share between threads or
     forked processes: each opens its own.
+
+    Attributes:
+        groups: The objects' groups, in order; see `Prop`.
+        splits: Their splits, in order.
     """
 
     def __init__(self, arrays: Any, path: Path) -> None:
@@ -107,8 +111,8 @@ class Pack:
         self.path = path
         self._index: list[dict[str, Any]] = json.loads(bytes(arrays["index_json"]))
         groups = [_group(entry) for entry in self._index]
+        self.groups = groups
         self.splits: list[Split] = _splits(groups)
-        self._groups = groups
         self._row = {entry["id"]: i for i, entry in enumerate(self._index)}
 
     @classmethod
@@ -159,7 +163,7 @@ class Pack:
             name=entry["name"],
             category=entry["category"],
             licence=entry["licence"],
-            group=self._groups[key],
+            group=self.groups[key],
             split=self.splits[key],
             parts=tuple(self._part(f"{key}.{j}.", part) for j, part in enumerate(entry["parts"])),
         )

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,6 +41,10 @@ SILENCE_S = 1800.0
 GRACE_S = 12.0
 # A killed process that is not gone by then is stuck in the system, e.g. in a driver, and is left to it.
 STUCK_S = 5.0
+# A client on another machine that is not heard for so long is gone, though its connection does not say so; it pings.
+LOST_S = 90.0
+# How long a job waits for the worker of an earlier, broken connection to let go of it.
+HELD_S = LOST_S + GRACE_S + 2 * STUCK_S
 
 Source = Literal["stdin", "worker"]
 # What the two reading threads hand to the main one; None: the stream ended.
@@ -55,12 +60,14 @@ class Task:
         job: Its folder.
         died_after: Finished steps when a worker last died at it, None before.
         stop_by: When to end the worker if a cancelled job has not stopped, None while it is not cancelled.
+        patient_until: When to begin although another process holds the job, which then is its error.
     """
 
     id: str
     job: Path
     died_after: int | None = None
     stop_by: float | None = None
+    patient_until: float = 0.0
 
 
 def worker_command(blender: str | None = None) -> list[str]:
@@ -80,17 +87,29 @@ def serve(worker: Sequence[str], idle_s: float = 0.0, remote: Path | None = None
     """
     send = Outgoing()
     heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
-    read_messages(
-        incoming(),
-        lambda m: heard.put(("stdin", 0, m)),
-        lambda reason: heard.put(("stdin", 0, reason)),
-        lambda: heard.put(("stdin", 0, None)),
-    )
+    last = [time.monotonic()]
+
+    def hear(item: Message | str | None) -> None:
+        last[0] = time.monotonic()
+        heard.put(("stdin", 0, item))
+
+    read_messages(incoming(), hear, hear, lambda: hear(None))
     send(message("hello", product=PRODUCT, version=__version__, device=device_name()))
     if remote is not None:
         make_folder(remote)
+        threading.Thread(target=_end_when_lost, args=(heard, last), daemon=True).start()
     Server(send, heard, worker, idle_s, remote).run()
     return 0
+
+
+def _end_when_lost(heard: queue.SimpleQueue[Heard], last: list[float]) -> None:
+    """Ends the server of a client that is gone, whose job another connection may want to go on with."""
+    while time.monotonic() - last[0] < LOST_S:
+        time.sleep(1.0)
+    heard.put(("stdin", 0, None))
+    # Unless the main thread waits for a pipe that nobody empties.
+    time.sleep(GRACE_S + 2 * STUCK_S)
+    os._exit(1)
 
 
 class Server:
@@ -167,7 +186,8 @@ class Server:
             Job.create(folder, Request.from_partial(asked["request"]))
         else:
             Job.open(folder)
-        self.waiting.append(Task(asked["id"], folder))
+        patient_until = 0.0 if self.files is None else time.monotonic() + HELD_S
+        self.waiting.append(Task(asked["id"], folder, patient_until=patient_until))
 
     def _cancel(self, job_id: str) -> None:
         for task in list(self.waiting):
@@ -182,6 +202,9 @@ class Server:
         """Gives the next job to the worker."""
         if self.running is not None or not self.waiting:
             return
+        first = self.waiting[0]
+        if time.monotonic() < first.patient_until and _is_held(first.job):
+            return  # the clock asks again
         task = self.running = self.waiting.popleft()
         self._start_worker()
         self._to_worker(message("resume", task.id, job=str(task.job)))
@@ -264,6 +287,7 @@ class Server:
         if self.running is None:
             if self.worker is not None and self.idle_s and now - self.last_heard > self.idle_s:
                 self._end_worker(0.0)
+            self._begin()
             return
         if self.running.stop_by is not None and now > self.running.stop_by:
             task, self.running = self.running, None
@@ -306,15 +330,27 @@ def device_name() -> str:
 
     tool = shutil.which("nvidia-smi")
     if tool is not None:
-        try:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
             query = [tool, "--query-gpu=name", "--format=csv,noheader"]
-            done = subprocess.run(query, capture_output=True, text=True, timeout=3, check=False)
-            names = done.stdout.strip().splitlines()
-            if done.returncode == 0 and names:
+            # Not `run`, which waits for the end of what it has killed: with a broken driver that never comes.
+            asked = subprocess.Popen(query, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            try:
+                names = asked.communicate(timeout=3)[0].decode("utf-8", "replace").strip().splitlines()
+            except subprocess.TimeoutExpired:
+                asked.kill()
+                raise
+            if asked.returncode == 0 and names:
                 return names[0]
-        except (OSError, subprocess.SubprocessError):
-            pass
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether another process works on a job."""
+    try:
+        with Job.open(folder).locked():
+            return False
+    except Im3dError:
+        return True
 
 
 def _finished_steps(folder: Path) -> int:

@@ -22,7 +22,7 @@ from im3d.framing import centring_crop, whole_picture
 from im3d.generators.base import Generator, Subject
 from im3d.generators.choose import Choice, build_generator, choose_generator
 from im3d.generators.files import FilesGenerator
-from im3d.images import OrbitViews, read_image, read_views, write_png, write_views
+from im3d.images import LONGEST_SIDE, OrbitViews, read_image, read_views, write_png, write_views
 from im3d.isnet import installed_isnet
 from im3d.jobs import Job, stage_seed
 from im3d.machine import choose_device, give_back_gpu_memory, peak_memory_mb
@@ -170,7 +170,7 @@ class Stages:
                 f"The elevation of {elevation:g}° is out of range.", f"Use one within ±{MAX_ELEVATION_DEG:g}°."
             )
         if self.request.image is not None:
-            write_png(self.job.folder / "input.png", read_image(Path(self.request.image)))
+            write_png(self.job.folder / "input.png", read_image(Path(self.request.image), LONGEST_SIDE))
         if self.request.only_prompt:
             self.notes["image_model"] = self._image_model()
         if self.settings.refine.raise_deg and self.generator.name != "sv3d_p":

@@ -11,13 +11,15 @@ where it stopped; what fails leaves the old one as it was.
 
     accelerator   which build of torch suits this machine
     spec          what is installed, and from where
+    locks/        the wheels of each platform and build of torch, with hashes; tools/lock.py writes them
     steps         the steps, each a command with a deadline
+    failures      why one failed, in sentences
     installation  running them on a thread, looked at from Blender's main thread
 """
 
 from __future__ import annotations
 
-from .installation import Installation, Installed, InstallProgress, find_installed, uninstall
+from .installation import Installation, Installed, InstallProgress, find_installed
 from .spec import InstallSpec, default_spec
 
 __all__ = [
@@ -27,5 +29,4 @@ __all__ = [
     "Installed",
     "default_spec",
     "find_installed",
-    "uninstall",
 ]

@@ -10,24 +10,25 @@ import sys
 from typing import Literal
 
 Accelerator = Literal["cpu", "mps", "cu126", "cu130"]
-# The oldest NVIDIA driver that runs programs built with each CUDA release.
-DRIVERS: tuple[tuple[int, Accelerator], ...] = ((580, "cu130"), (560, "cu126"))
+# The oldest NVIDIA driver that runs programs built with each CUDA release, and the oldest cards these are built for.
+BUILDS: tuple[tuple[int, float, Accelerator], ...] = ((580, 7.5, "cu130"), (560, 5.0, "cu126"))
 
 
 def detect() -> Accelerator:
     """The fastest build that this machine runs. An NVIDIA card whose driver is too old counts as none."""
     if sys.platform == "darwin":
         return "mps" if platform.machine() == "arm64" else "cpu"
-    driver = _nvidia_driver()
-    return next((name for oldest, name in DRIVERS if driver >= oldest), "cpu")
+    driver, capability = parse_cards(_ask_driver())
+    fitting = (name for oldest, card, name in BUILDS if driver >= oldest and capability >= card)
+    return next(fitting, "cpu")
 
 
-def _nvidia_driver() -> int:
-    """Major version of the NVIDIA driver, 0 when there is none."""
+def _ask_driver() -> str:
+    """What nvidia-smi says of the driver and the cards, a line each; "" when there is none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return 0
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+        return ""
+    command = [tool, "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(
             command,
@@ -38,11 +39,14 @@ def _nvidia_driver() -> int:
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return parse_driver(done.stdout) if done.returncode == 0 else 0
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
-def parse_driver(text: str) -> int:
-    """The major version in what nvidia-smi prints, e.g. 580 of "580.95.05"; 0 when it prints something else."""
-    found = re.match(r"\s*(\d+)\.", text)
-    return int(found.group(1)) if found else 0
+def parse_cards(text: str) -> tuple[int, float]:
+    """The driver's major version and the best card's compute capability: (580, 8.9) of "580.95.05, 8.9".
+
+    (0, 0.0) when there is no card, or nvidia-smi prints something else.
+    """
+    cards = [(int(driver), float(card)) for driver, card in re.findall(r"^\s*(\d+)\.[\d.]+,\s*(\d+\.\d+)", text, re.M)]
+    return max(cards, default=(0, 0.0))

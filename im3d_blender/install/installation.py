@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..link.backend import Failure
+from ..link.environment import development_python
+from .failures import InstallError
 from .spec import InstallSpec
-from .steps import InstallCancelledError, InstallError, Steps, write_json
+from .steps import INSTALL_STEPS, UNPACKED, InstallCancelledError, Step, Steps, write_json
 
 CURRENT = "current.json"
 
@@ -22,8 +25,8 @@ class Installed:
     Attributes:
         home: Its home.
         python: Its Python.
-        version: Of the backend.
-        accelerator: The build of torch, e.g. "cu130".
+        version: Of the backend; "" of a development environment.
+        accelerator: The build of torch, e.g. "cu130"; "" of a development environment.
         key: Of the spec it was installed from.
     """
 
@@ -40,8 +43,8 @@ class InstallProgress:
 
     Attributes:
         stage: Name of the step.
-        fraction: 0 to 1, of all steps.
-        message: What is being done.
+        fraction: 0 to 1, of all steps; it never falls.
+        message: What is being done, one of `INSTALL_STEPS`.
         failure: Why it ended, or None.
         done: Whether it has ended.
     """
@@ -54,27 +57,18 @@ class InstallProgress:
 
 
 def find_installed(home: Path) -> Installed | None:
-    """The backend in a home, also one that another Blender or another machine's add-on installed; None if none."""
+    """The backend in a home, also one that another Blender or another machine's add-on installed; None if none.
+
+    A checkout with a development environment, or such an environment itself, is one too.
+    """
     try:
         current = json.loads((home / "backend" / CURRENT).read_text(encoding="utf-8"))
         python = home / str(current["python"])
         found = Installed(home, python, str(current["version"]), str(current["accelerator"]), str(current["key"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        development = development_python(home)
+        return Installed(home, development, "", "") if development is not None else None
     return found if python.exists() else None
-
-
-def uninstall(home: Path, keep_models: bool = True) -> None:
-    """Removes the backend and its caches; jobs always stay, models unless told otherwise.
-
-    Raises:
-        OSError: Something could not be removed, e.g. because it is in use.
-    """
-    # First that nobody starts it any more, then the bulk.
-    (home / "backend" / CURRENT).unlink(missing_ok=True)
-    for name in ("backend", "cache", "logs", *(() if keep_models else ("models",))):
-        if (home / name).exists():
-            shutil.rmtree(home / name)
 
 
 class Installation:
@@ -92,6 +86,8 @@ class Installation:
         self._online = online
         self._cancel = threading.Event()
         self._progress = InstallProgress(message="Starting")
+        self._part: Callable[[], float] = lambda: 0.0
+        self._share = self._before = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -114,11 +110,11 @@ class Installation:
         try:
             self._install()
         except InstallCancelledError:
-            self._end(Failure("cancelled", "The installation was stopped.", "Install again to go on."))
+            self._end(InstallError("cancelled").failure)
         except InstallError as error:
             self._end(error.failure)
         except Exception as defect:  # the thread must not die silently
-            self._end(Failure("install", f"The installation failed: {type(defect).__name__}: {defect}.", "Try again."))
+            self._end(InstallError("defect", message=f"{type(defect).__name__}: {defect}").failure)
         else:
             self._progress = InstallProgress("", 1.0, "Installed", None, True)
 
@@ -132,23 +128,34 @@ class Installation:
         if known is not None and known.key == spec.key:
             return
         if not self._online:
-            raise InstallError(
-                Failure(
-                    "offline", "Online access is switched off in Blender.", "Allow it in the preferences, under System."
-                )
-            )
-        steps = Steps(home, spec, self._cancel)
+            raise InstallError("offline")
+        steps = Steps(home, spec, self._cancel, self._tick)
         steps.prepare()
         fraction = 0.0
         for step in steps.all():
-            self._progress = InstallProgress(step.name, fraction, step.message)
             if step.name not in steps.finished() or step.name == "check":
                 if self._cancel.is_set():
                     raise InstallCancelledError
+                self._begin(steps, step, fraction)
                 step.run()
                 steps.record(step.name)
             fraction += step.share
         self._activate(steps)
+
+    def _begin(self, steps: Steps, step: Step, fraction: float) -> None:
+        """From now on, progress is that of this step: a download is as far as the disk has filled."""
+        self._progress = InstallProgress(step.name, fraction, INSTALL_STEPS[step.name])
+        free, expected = steps.free(), step.download * UNPACKED
+
+        def part() -> float:
+            return min(max(free - steps.free(), 0) / expected, 0.98) if expected else 0.0
+
+        self._part, self._share, self._before = part, step.share, fraction
+
+    def _tick(self) -> None:
+        now = self._progress
+        fraction = max(now.fraction, self._before + self._share * self._part())
+        self._progress = InstallProgress(now.stage, fraction, now.message)
 
     def _activate(self, steps: Steps) -> None:
         """Puts the new environment in the place of the old one, which goes."""

@@ -1,34 +1,41 @@
-"""The steps of an installation: commands with deadlines, and what their failures mean."""
+"""The steps of an installation: commands with deadlines."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..link.backend import Failure
-from ..link.environment import child_environment
-from .spec import InstallSpec, source_files, without_gpu_packages, without_torch
+from ..link.environment import child_environment, python_in
+from .failures import Code, InstallError, explained
+from .spec import InstallSpec, source_files
 
 # The longest step fetches three gigabytes; what says nothing for so long has hung.
 SILENCE_S = 900.0
 TAIL = 6000
 BACKEND_ANSWERS_S = 300.0
-
-
-class InstallError(Exception):
-    """A step failed."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
+# What the downloads take on the disk when they are unpacked: 6.6 GB of 3.4 were seen.
+UNPACKED = 1.9
+# Taken when the certificates that pip and uv bring along do not know the network's: those of the operating system.
+SYSTEM_CERTIFICATES = {"UV_SYSTEM_CERTS": "1", "PIP_USE_FEATURE": "truststore"}
+# What the panel says during each step, and its share of the whole as it was on a fast line.
+INSTALL_STEPS: dict[str, str] = {
+    "uv": "Getting the installer",
+    "python": "Making a Python environment",
+    "packages": "Downloading packages",
+    "torch": "Downloading torch",
+    "sources": "Copying the backend",
+    "check": "Starting the backend",
+}
 
 
 class InstallCancelledError(Exception):
@@ -37,19 +44,19 @@ class InstallCancelledError(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """A step, with its share of the whole as it was on a fast line.
+    """A step.
 
     Attributes:
-        name: Recorded when it is done.
-        message: For the panel, e.g. "Downloading packages".
-        share: Of the progress bar.
+        name: Recorded when it is done; `INSTALL_STEPS` says it in words.
+        share: Of the whole, as it was on a fast line.
         run: Does it.
+        download: Bytes that it fetches, roughly.
     """
 
     name: str
-    message: str
     share: float
     run: Callable[[], None]
+    download: float = 0.0
 
 
 class Steps:
@@ -59,32 +66,38 @@ class Steps:
         home: The backend's home.
         spec: What is installed.
         cancel: Set from another thread to stop.
+        tick: Called several times a second while a command runs.
     """
 
-    def __init__(self, home: Path, spec: InstallSpec, cancel: threading.Event) -> None:
+    def __init__(
+        self, home: Path, spec: InstallSpec, cancel: threading.Event, tick: Callable[[], None] = lambda: None
+    ) -> None:
         self.home = home
         self.spec = spec
         self.cancel = cancel
         self.root = home / "backend"
         self.folder = self.root / spec.key
         self.log = home / "logs" / "install.log"
+        self._tick = tick
+        self._certificates: dict[str, str] = {}
+        self._last_words = ""
 
     def all(self) -> list[Step]:
         """In order."""
+        hashed = 1.0 if not self.spec.unhashed else 0.15  # of the bytes; the rest is torch
         return [
-            Step("uv", "Getting the installer", 0.03, self._get_uv),
-            Step("python", "Making a Python environment", 0.05, self._make_environment),
-            Step("packages", "Downloading packages", 0.55 if self.spec.torch_backend else 0.82, self._get_packages),
-            Step("torch", "Downloading torch", 0.27 if self.spec.torch_backend else 0.0, self._get_torch),
-            Step("sources", "Copying the backend", 0.02, self._copy_sources),
-            Step("check", "Starting the backend", 0.08, self._check),
+            Step("uv", 0.03, self._get_uv),
+            Step("python", 0.05, self._make_environment),
+            Step("packages", 0.82 * hashed, self._get_packages, self.spec.download * hashed),
+            Step("torch", 0.82 * (1 - hashed), self._get_torch, self.spec.download * (1 - hashed)),
+            Step("sources", 0.02, self._copy_sources),
+            Step("check", 0.08, self._check),
         ]
 
     @property
     def python(self) -> Path:
         """The environment's Python."""
-        inside = ("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")
-        return self.folder.joinpath("environment", *inside)
+        return python_in(self.folder / "environment")
 
     def prepare(self) -> None:
         """Checks the place and makes the folders.
@@ -93,20 +106,21 @@ class Steps:
             InstallError: It cannot be written, or does not hold the backend.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
+            for folder in (self.folder, self.log.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "steps.json", self.finished())  # a folder that is there may be read-only
+            free = self.free()
         except OSError as error:
-            raise self._error(
-                "disk", f"{self.home} cannot be written: {error.strerror}.", "Choose another folder."
-            ) from error
+            self.log = Path(tempfile.gettempdir()) / "im3d-install.log"
+            with contextlib.suppress(OSError):
+                self.log.write_text(f"{error}\n", encoding="utf-8")
+            raise self._error("place") from error
         if free < self.spec.space and not self._packages_are_there():
-            needed = self.spec.space / (1 << 30)
-            raise self._error(
-                "disk",
-                f"The backend needs {needed:.0f} GB, and {free / (1 << 30):.1f} GB are free.",
-                "Free some space, or choose a folder on another disk.",
-            )
+            raise self._error("space")
+
+    def free(self) -> int:
+        """Bytes that are free where the backend goes."""
+        return shutil.disk_usage(self.root).free
 
     def finished(self) -> list[str]:
         """Names of the steps that are done."""
@@ -125,47 +139,41 @@ class Steps:
 
     # ---------------------------------------------------------------- the steps
 
-    @property
-    def _uv_python(self) -> Path:
-        inside = ("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")
-        return self.root.joinpath("uv", *inside)
-
     def _get_uv(self) -> None:
         """uv in an environment of its own, made by Blender's Python; pip checks the hashes of the lock."""
         lock = self.spec.uv_lock.read_text(encoding="utf-8")
         marker = self.root / "uv" / "lock.txt"
         if marker.exists() and marker.read_text(encoding="utf-8") == lock:
             return  # an earlier installation got it
-        self._run([self.spec.host_python, "-m", "venv", "--clear", str(self.root / "uv")])
-        pip = [str(self._uv_python), "-m", "pip", "install", "--require-hashes", "--only-binary", ":all:"]
-        self._run([*pip, "--disable-pip-version-check", "--no-input", "-r", str(self.spec.uv_lock)])
+        try:
+            self._run([self.spec.host_python, "-m", "venv", "--clear", str(self.root / "uv")])
+        except InstallError as error:
+            # Its last words are the command that failed, or Debian's advice.
+            missing = any(name in self._last_words for name in ("ensurepip", "No module named venv"))
+            raise (self._error("ensurepip") if missing else error) from error
+        pip = [str(python_in(self.root / "uv")), "-m", "pip", "install", "--require-hashes", "--only-binary", ":all:"]
+        self._fetch([*pip, "--disable-pip-version-check", "--no-input", "-r", str(self.spec.uv_lock)])
         marker.write_text(lock, encoding="utf-8")
 
     def _uv(self, *arguments: str) -> None:
         # The program itself: `python -m uv` starts it as a child on Windows, which would outlive a stop.
-        uv = self._uv_python.with_name("uv.exe" if sys.platform == "win32" else "uv")
-        self._run([str(uv), "--no-config", "--color", "never", *arguments])
+        uv = python_in(self.root / "uv").with_name("uv.exe" if sys.platform == "win32" else "uv")
+        self._fetch([str(uv), "--no-config", "--color", "never", *arguments])
 
     def _make_environment(self) -> None:
         """Not with Blender's Python: the next Blender would take it away."""
         self._uv("venv", "--python", self.spec.python, "--clear", str(self.folder / "environment"))
 
     def _get_packages(self) -> None:
-        text = self.spec.lock.read_text(encoding="utf-8")
-        if self.spec.torch_backend:
-            text, _ = without_torch(text)
-        if not self.spec.accelerator.startswith("cu"):
-            text = without_gpu_packages(text)
-        lock = self.folder / "packages.txt"
-        lock.write_text(text, encoding="utf-8")
         # The lock is complete, so nothing is resolved; wheels alone, so nothing is compiled.
-        self._pip("--require-hashes", "--no-deps", "-r", str(lock))
+        backend = ("--torch-backend", self.spec.torch_backend) if self.spec.torch_backend else ()
+        self._pip("--require-hashes", "--no-deps", *backend, "-r", str(self.spec.lock))
 
     def _get_torch(self) -> None:
-        if not self.spec.torch_backend:
-            return
-        _, requirements = without_torch(self.spec.lock.read_text(encoding="utf-8"))
-        self._pip("--torch-backend", self.spec.torch_backend, *requirements)
+        """A build whose hash is not known, with the libraries that only it needs; the lock holds for all others."""
+        if self.spec.unhashed:
+            backend = ("--torch-backend", self.spec.torch_backend) if self.spec.torch_backend else ()
+            self._pip(*backend, "-c", str(self.spec.lock), self.spec.unhashed)
 
     def _pip(self, *arguments: str) -> None:
         self._uv("pip", "install", "--python", str(self.python), "--only-binary", ":all:", *arguments)
@@ -188,9 +196,23 @@ class Steps:
         self._run([*command, "doctor", "--json"], BACKEND_ANSWERS_S)
         said = self._run([*command, "serve"], BACKEND_ANSWERS_S)
         if '"type":"hello"' not in said.replace(" ", ""):
-            raise self._error("install", "The new backend does not answer.", "The log says more.")
+            raise self._error("answer")
 
     # ---------------------------------------------------------------- commands
+
+    def _fetch(self, command: list[str]) -> None:
+        """Runs a download, and once more with the system's certificates where its own do not know the network's."""
+        try:
+            self._run(command)
+        except InstallError as error:
+            if error.failure.code != "certificate" or self._certificates:
+                raise
+            self._certificates = SYSTEM_CERTIFICATES
+            try:
+                self._run(command)
+            except InstallError as again:
+                # An old pip cannot use them, and says so: the reason is still the first one.
+                raise (error if again.failure.code == "install" else again) from error
 
     def _run(self, command: list[str], silence_s: float = SILENCE_S) -> str:
         """Runs a command to its end and returns what it printed; the log gets everything.
@@ -210,21 +232,23 @@ class Steps:
                 start_new_session=sys.platform != "win32",
             )
         except OSError as error:
-            raise self._error("install", f"{command[0]} cannot be started: {error.strerror}.", "Try again.") from error
+            raise self._error("install", f"{command[0]}: {error.strerror}.") from error
         said = _Output(process, self.log)
         try:
             while process.poll() is None:
                 if self.cancel.wait(0.05):
                     raise InstallCancelledError
+                self._tick()
                 if time.monotonic() - said.heard > silence_s:
-                    raise self._error("install", "The installer stopped answering.", "Try again; it goes on there.")
+                    raise self._error("silent")
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
             said.finish()
+        self._last_words = said.tail
         if process.returncode != 0:
-            raise self._explained(said.tail)
+            raise explained(said.tail, str(self.log))
         return said.tail
 
     def _environment(self) -> dict[str, str]:
@@ -237,31 +261,12 @@ class Steps:
             "UV_LINK_MODE": "copy" if sys.platform == "win32" else "hardlink",
             "PIP_CACHE_DIR": str(cache / "pip"),
             "PIP_CONFIG_FILE": os.devnull,
+            **self._certificates,
             **self.spec.environment,
         }
 
-    def _explained(self, tail: str) -> InstallError:
-        """The failure behind the last words of pip or uv."""
-        text = tail.lower()
-        if "no space left" in text or "disk full" in text or "errno 28" in text or "file too large" in text:
-            return self._error("disk", "The disk is full.", "Free some space, then install again: it goes on there.")
-        spoilt = ("hash mismatch", "do not match the hashes", "failed to extract", "crc", "bad zip")
-        if any(sign in text for sign in spoilt):
-            return self._error(
-                "hash", "A download is not what it should be and was thrown away.", "Try again, or on another network."
-            )
-        signs = ("connect", "dns", "resolve host", "timed out", "network", "connection", "error sending request",
-                 "failed to fetch", "incompleteread", "error decoding response body",
-                 "no matching distribution")  # fmt: skip
-        if any(sign in text for sign in signs):
-            return self._error(
-                "network", "A download was interrupted.", "Check the network, then install again: it goes on there."
-            )
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        return self._error("install", lines[-1] if lines else "A step failed without a word.", "The log says more.")
-
-    def _error(self, code: str, message: str, hint: str) -> InstallError:
-        return InstallError(Failure(code, message, hint, str(self.log)))
+    def _error(self, code: Code, message: str = "") -> InstallError:
+        return InstallError(code, str(self.log), message)
 
 
 class _Output:

@@ -32,6 +32,7 @@ from . import protocol
 
 State = Literal["stopped", "starting", "ready", "failed"]
 LOG_BYTES = 4 << 20  # the log is begun anew, and the one before kept, when it reaches this size
+PING_S = 20.0  # a backend on another machine ends when it hears nothing for long; Blender's timers may stand still
 MESSAGES_A_POLL = 500  # so that a flood costs one tick milliseconds
 
 
@@ -273,11 +274,18 @@ class _Pipes:
     def _write(self, stream: IO[bytes]) -> None:
         try:
             with stream:
-                while (data := self.outgoing.get()) is not None:
+                while (data := self._next()) is not None:
                     stream.write(data)
                     stream.flush()
         except (OSError, ValueError):
             pass  # the process is gone; poll() finds out
+
+    def _next(self) -> bytes | None:
+        """What is to be sent, a ping when there is nothing for long; None at the end."""
+        try:
+            return self.outgoing.get(timeout=PING_S)
+        except queue.Empty:
+            return protocol.encode(protocol.message("ping"))
 
     def _carry(self, stream: IO[bytes]) -> None:
         with stream:

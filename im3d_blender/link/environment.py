@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 
 # Blender sets or inherits these for its own Python; another Python would take them for its own.
@@ -35,7 +36,10 @@ SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "Se
 
 
 def backend_python(home: Path) -> Path:
-    """The Python that runs the backend: `IM3D_PYTHON`, or that of the installation in use; it need not exist."""
+    """The Python that runs the backend; it need not exist.
+
+    It is `IM3D_PYTHON`, that of the installation in use under `home`, or that of the development environment there.
+    """
     chosen = os.environ.get(PYTHON_VARIABLE)
     if chosen:
         return Path(chosen)
@@ -43,7 +47,22 @@ def backend_python(home: Path) -> Path:
         current = json.loads((home / "backend" / "current.json").read_text(encoding="utf-8"))
         return home / str(current["python"])
     except (OSError, ValueError, KeyError, TypeError):
-        return home / "backend" / "not-installed"
+        return development_python(home) or home / "backend" / "not-installed"
+
+
+def development_python(folder: Path) -> Path | None:
+    """The Python of an environment that im3d is installed in: the folder itself, or the .venv of a checkout."""
+    for environment in (folder, folder / ".venv"):
+        python = python_in(environment)
+        program = python.with_name("im3d.exe" if sys.platform == "win32" else "im3d")
+        if (environment / "pyvenv.cfg").is_file() and python.exists() and program.exists():
+            return python
+    return None
+
+
+def python_in(environment: Path) -> Path:
+    """The Python of an environment, whether it is there or not."""
+    return environment.joinpath(*(("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")))
 
 
 def backend_command(home: Path, blender: str = "") -> list[str]:

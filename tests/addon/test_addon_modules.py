@@ -89,6 +89,30 @@ class TestTable:
         assert (row.request["prompt"], row.name, row.request["seed"]) == ("a chest, old", "Chest", 4)
         assert row.request["height_m"] == 0.5
 
+    def test_other_files_are_not_taken_for_results(self, tmp_path: Path) -> None:
+        table = tmp_path / "props.csv"
+        table.write_text("prompt\na\n")
+        with pytest.raises(RequestError, match="not a table of results"):
+            write_results(read_table(table), table)
+        assert table.read_text() == "prompt\na\n"
+
+    def test_what_was_written_beside_a_held_table_counts(self, tmp_path: Path) -> None:
+        table, results = tmp_path / "props.csv", tmp_path / "results.csv"
+        table.write_text("prompt\na\n")
+        (row,) = read_table(table)
+        write_results([row], results)
+        row.status, row.job = "done", str(tmp_path)
+        (tmp_path / "result.json").write_text("{}")
+        write_results([row], results.with_suffix(".new.csv"))
+        (again,) = read_table(table)
+        resume([again], results)
+        assert again.status == "done"
+
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / os.fsdecode(b"m_\xfc.png")).write_bytes(b"")
+        (row,) = read_table(tmp_path)
+        assert row.name == "m_\ufffd"
+
     def test_a_folder_is_a_row_for_each_picture(self, tmp_path: Path) -> None:
         for name in ("b.jpg", "a.png", "notes.txt"):
             (tmp_path / name).write_bytes(b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import weakref
 from pathlib import Path
 from threading import Event
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import im3d.pipeline
 from im3d import cli
 from im3d.batch import Defaults, read_table
 from im3d.errors import CancelledError, InputError, OutOfMemoryError
-from im3d.jobs import Job
+from im3d.jobs import Job, Request
 from im3d.model_cache import MODELS
 from im3d.settings import preset_settings
 
@@ -90,6 +92,56 @@ def test_failures_and_stops_are_tried_again(tmp_path: Path, ran: list[str]) -> N
     assert again[2]["job"] not in folders
 
 
+@pytest.mark.parametrize("where", ["run", "create"])
+def test_a_defect_costs_its_row(
+    where: str, tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create, pipeline = Job.create, im3d.pipeline.run_pipeline
+
+    def broken_create(folder: Path, request: Request) -> Job:
+        if where == "create" and request.name == "b":
+            raise ZeroDivisionError("in create")
+        return create(folder, request)
+
+    def broken_run(job: Job, *arguments: Any, **options: Any) -> Any:
+        if where == "run" and job.request.name == "b":
+            raise ZeroDivisionError("in run")
+        return pipeline(job, *arguments, **options)
+
+    monkeypatch.setattr(Job, "create", broken_create)
+    monkeypatch.setattr("im3d.pipeline.run_pipeline", broken_run)
+    (tmp_path / "t.csv").write_text("prompt\na\nb\nc\n")
+    assert cli.main(["batch", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]) == 1
+    assert [r["status"] for r in results(tmp_path / "out")] == ["done", "failed", "done"]
+    assert f"ZeroDivisionError: in {where}" in results(tmp_path / "out")[1]["message"]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, ran: list[str]) -> None:
+    name = os.fsdecode(b"m_\xfc.png")
+    for picture in ("a.png", name):
+        Image.new("RGB", (8, 8)).save(tmp_path / picture)
+    # Among the pictures, and a second time: job folders are no rows.
+    for _ in range(2):
+        assert cli.main(["batch", str(tmp_path), "--out", str(tmp_path), "--generator", "mini"]) == 0
+        assert [(r["name"], r["status"]) for r in results(tmp_path)] == [("a", "done"), ("m_\ufffd", "done")]
+    request = Job.open(Path(results(tmp_path)[1]["job"])).request
+    assert request.image == str(tmp_path / name)
+
+
+def test_the_users_own_results_are_not_overwritten(
+    tmp_path: Path, ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("prompt\na\n")
+    for name, mine in (("results.csv", "prompt\nmine\n"), ("results.json", '{"mine": 1}')):
+        (tmp_path / name).write_text(mine)
+        assert cli.main(["batch", str(tmp_path / "t.csv"), "--out", str(tmp_path)]) == InputError.exit_status
+        assert f"{name} is not from a batch" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == mine
+        (tmp_path / name).unlink()
+    assert ran == []
+
+
 class Splats:
     """Stands for what a job holds of the GPU."""
 
@@ -154,9 +206,6 @@ def test_spreadsheets_and_folders(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"prompt,colour\nx,red\n", "column 'colour'"),
-        (b"name,seed\nx,1\n", "no column that says what to make"),
-        (b"prompt\n\n", "nothing to make"),
-        (b"\xff\xfe\x00p", "not a table in UTF-8"),
         (None, "does not exist"),
     ],
 )

@@ -318,6 +318,9 @@ class TestSettings:
             "mesh.grid=-1",
             "texture.size=100000",
             "image.size=100",
+            "refine.noise=1.5",
+            "refine.noise=-0.1",
+            "refine.steps=0",
             f"fit.points={'9' * 5000}",
         ],
     )

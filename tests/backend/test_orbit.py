@@ -73,6 +73,13 @@ def test_json_round_trip(tmp_path: Path) -> None:
         '{"elevation_deg": 89}',
         '{"azimuths_deg": [0, 90]}',
         '{"azimuths_deg": [0, 90, [1]]}',
+        '{"azimuths_deg": [0, 2.0944, 4.18879]}',
+        '{"azimuths_deg": [0, 0, 0]}',
+        '{"azimuths_deg": "012"}',
+        '{"elevation_deg": true}',
+        '{"radius": ' + "9" * 400 + "}",
+        '{"radius": ' + "9" * 5000 + "}",
+        "[" * 100_000,
         "[1, 2, 3]",
         "{",
         "\xff\xfe",
@@ -85,6 +92,23 @@ def test_bad_orbit_json_is_refused(tmp_path: Path, text: str) -> None:
         Orbit.load(path, 3)
     assert error.value.exit_status == 2
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("azimuth_deg", "azimuths_deg"), ("elevation", "elevation_deg"), ("FOV_deg", "fov_deg"), ("radious", "radius")],
+)
+def test_a_misspelt_entry_is_refused_with_the_right_name(written: str, meant: str) -> None:
+    with pytest.raises(InputError) as error:
+        Orbit.from_json({written: 15}, 3)
+    assert written in error.value.message
+    assert meant in error.value.hint
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "orbit.json"
+    path.write_bytes(b'\xef\xbb\xbf{"elevation_deg": 15}')
+    assert Orbit.load(path, 3).elevation_deg == 15
 
 
 def test_unknown_elevation_has_no_cameras() -> None:

@@ -20,7 +20,7 @@ from analytic import orbit_views
 
 from im3d import protocol
 from im3d.images import write_views
-from im3d.jobs import Job
+from im3d.jobs import Job, Request
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 WAIT_S = 30.0
@@ -165,14 +165,15 @@ def test_a_worker_that_does_not_hear_is_ended(tmp_path: Path) -> None:
 class Inside:
     """A server without its reading threads: what it hears is handled when a test says so."""
 
-    def __init__(self, folder: Path, plan: str) -> None:
+    def __init__(self, folder: Path, plan: str, remote: bool = False) -> None:
         from im3d.server import Server
 
         self.said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.server = Server(self.said.put, self.heard, [sys.executable, str(FAKE)], 0.0)
+        self.server = Server(self.said.put, self.heard, [sys.executable, str(FAKE)], 0.0, folder if remote else None)
         self.job = folder / "a"
-        self.server._command(protocol.message("submit", "a", request={"prompt": plan}, job=str(self.job)))
+        name = "a" if remote else str(self.job)
+        self.server._command(protocol.message("submit", "a", request={"prompt": plan}, job=name))
 
     def worker_says(self) -> Any:
         source, _, item = self.heard.get(timeout=WAIT_S)
@@ -209,6 +210,33 @@ def test_a_job_that_was_done_before_it_could_be_stopped_is_done(end: str, tmp_pa
     said = inside.said.get(timeout=1)
     assert (said["type"], said["path"]) == ("result", str(inside.job / "result.json"))
     assert json.loads((inside.job / "state.json").read_text())["status"] == "done"
+
+
+def test_a_remote_job_waits_for_the_worker_of_a_broken_connection(tmp_path: Path) -> None:
+    request = Request.from_partial({"prompt": "hang"})
+    with Job.create(tmp_path / "a", request).locked():
+        inside = Inside(tmp_path, "hang", remote=True)
+        inside.server._check_clock()
+        assert (inside.server.running, len(inside.server.waiting)) == (None, 1)
+    inside.server._check_clock()
+    assert inside.server.running is not None
+    inside.server._end_worker(0.0)
+    with Job.open(tmp_path / "a").locked():
+        inside = Inside(tmp_path, "hang", remote=True)
+        inside.server.waiting[0].patient_until = time.monotonic()  # it has waited long enough
+        inside.server._check_clock()
+        assert inside.server.running is not None
+    inside.server._end_worker(0.0)
+
+
+def test_a_remote_server_ends_when_its_client_is_gone_without_a_word(tmp_path: Path) -> None:
+    code = (
+        "from im3d import server; from pathlib import Path; server.LOST_S = 0.1; "
+        f"server.serve(['x'], 0, Path({str(tmp_path)!r}))"
+    )
+    client = Client([sys.executable, "-c", code])
+    client.expect("hello")
+    assert client.process.wait(timeout=WAIT_S) == 0
 
 
 def test_bad_requests_are_refused_and_leave_no_folder(serve: Callable[..., Client], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from tiny_models import TINY_MINI, tiny_mini
 from torch import nn
 
+from im3d.cli import main
 from im3d.errors import InputError
 from im3d.orbit import DEFAULT_FOV_DEG, Cameras, focal_length, look_at_origin
+from im3d.packs import Pack
 from im3d.training import render
 from im3d.training.batches import FRONT_SHARE, Batch, Changes, OrbitBatches
 from im3d.training.muon import ADAMW_RMS, Muon
-from im3d.training.orbits import OrbitSet, orbits_per_prop
+from im3d.training.orbits import OrbitSet, balanced_shares, orbits_per_prop
 from im3d.training.picture_losses import PictureDistance, mask_loss
 from im3d.training.train import (
     LOSSES,
@@ -376,3 +379,65 @@ def test_scores_of_a_perfect_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scores.iou == 1
     assert scores.elevation_error_deg == pytest.approx(2, abs=1e-4)
     assert scores.copy_psnr < 30
+
+
+def write_grouped_pack(path: Path, groups: list[str]) -> Path:
+    """A pack of nothing but an index."""
+    index = [{"id": f"prop{i}", "group": group, "parts": []} for i, group in enumerate(groups)]
+    np.savez(path, index_json=np.frombuffer(json.dumps(index).encode(), np.uint8))
+    return path
+
+
+def test_variants_of_one_model_are_drawn_as_often_as_one_prop(tmp_path: Path) -> None:
+    wall = write_grouped_pack(tmp_path / "a.npz", ["wall"] * 30 + [f"chair{i}" for i in range(100)])
+    other = write_grouped_pack(tmp_path / "b.npz", [f"lamp{i}" for i in range(60)])
+    names = [f"a.npz/{i}" for i in Pack.open(wall).ids] + [f"b.npz/{i}" for i in Pack.open(other).ids]
+    splits = np.array(Pack.open(wall).splits + Pack.open(other).splits)
+    orbits = OrbitSet(np.zeros((190, 16, 8, 8, 4), np.uint8), np.zeros(190, np.float32), splits, np.array(names))
+    shares = balanced_shares(orbits, [wall, other])
+    assert shares[:30].sum() == pytest.approx(1)
+    assert set(shares[30:]) == {1}
+    assert {pack: len(rows) for pack, rows in orbits.rows_by_pack("test").items()} == {"a.npz": 40, "b.npz": 40}
+
+
+def test_a_group_that_tests_in_another_pack_is_never_drawn(tmp_path: Path) -> None:
+    first = write_grouped_pack(tmp_path / "a.npz", [f"chair{i}" for i in range(100)])
+    tested = Pack.open(first).ids_of("test")
+    second = write_grouped_pack(tmp_path / "b.npz", ["chair" + tested[0].removeprefix("prop")] * 3 + ["lamp"] * 3)
+    assert Pack.open(second).splits == ["train"] * 6
+    names = np.array([f"b.npz/{i}" for i in Pack.open(second).ids])
+    orbits = OrbitSet(
+        np.zeros((6, 16, 8, 8, 4), np.uint8), np.arange(6, dtype=np.float32), np.array(["train"] * 6), names
+    )
+    shares = balanced_shares(orbits, [first, second])
+    np.testing.assert_allclose(shares, [0, 0, 0, 1 / 3, 1 / 3, 1 / 3])
+    batches = OrbitBatches(orbits, np.arange(6), torch.device("cpu"), 8, shares)
+    drawn = batches.draw(600, torch.Generator().manual_seed(0), 0).elevation.int()
+    assert torch.bincount(drawn, minlength=6)[:3].sum() == 0
+    assert torch.bincount(drawn, minlength=6)[3:].min() > 150
+
+
+def test_weights_are_scored_pack_by_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = random_orbits(8)
+    split = np.array(["validation", "test"] * 4)
+    prop = np.array(["a.npz/1", "a.npz/1", "b.npz/1", "b.npz/1"] * 2)
+    orbits = dataclasses.replace(random, split=split, prop=prop)
+    asked: list[Any] = []
+    monkeypatch.setattr("im3d.training.orbits.render_packs", lambda *a: asked.append(a) or orbits)
+    run(tmp_path, 1)
+    weights = str(tmp_path / "model")
+    assert main(["train", "score", "--pack", "x", "--cache", str(tmp_path), "--weights", weights]) == 0
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "npz" in line
+    ]
+    assert [row[1:4] for row in rows] == [
+        ["validation", "a.npz", "2"],
+        ["validation", "b.npz", "2"],
+        ["test", "a.npz", "2"],
+        ["test", "b.npz", "2"],
+    ]
+    assert all(float(row[4]) > 0 and float(row[8]) > 0 for row in rows)
+    assert asked[0][3] == 0  # nothing of the training props is rendered
+    assert orbits_per_prop([5, 3], 0) == [0, 0]

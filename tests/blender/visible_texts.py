@@ -16,13 +16,14 @@ TOOLTIPS = ("_OT_", "_UL_")
 TABLES = {
     "STAGES", "COMMERCIAL", "OFFLINE", "SOURCES", "PLACES", "GENERATORS", "ALL_GENERATORS", "PRESETS",
     "COMMERCIAL_NOTES", "OTHER_FILE", "MISSING_SOURCES", "PURPOSES", "DEVICES", "ACCOUNT", "YOUR_VIEWS",
+    "INSTALL_BUILDS", "INSTALL_STEPS", "INSTALL_FAILURES",
 }  # fmt: skip
 
 
 def visible_texts() -> dict[str, str]:
     """Each text with a file in which it stands."""
     found: dict[str, str] = {}
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("install/*.py")]):
         for text in _texts(ast.parse(path.read_text(encoding="utf-8"))):
             if any(character.isalpha() for character in text):
                 found.setdefault(text, path.name)
@@ -35,8 +36,10 @@ def _texts(tree: ast.Module) -> Iterator[str]:
             yield from _class_texts(node)
         elif isinstance(node, ast.Call):
             yield from _call_texts(node)
-        elif isinstance(node, ast.Assign) and {t.id for t in node.targets if isinstance(t, ast.Name)} & TABLES:
-            yield from _table_texts(node.value)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if {t.id for t in targets if isinstance(t, ast.Name)} & TABLES:
+                yield from _table_texts(node.value)
 
 
 def _class_texts(node: ast.ClassDef) -> Iterator[str]:
@@ -57,7 +60,7 @@ def _call_texts(node: ast.Call) -> Iterator[str]:
         yield from _table_texts(node.args[0])
     elif name == "report" and len(node.args) == 2:
         yield from _table_texts(node.args[1])
-    elif name.endswith("Error") and node.args:
+    elif name.endswith("Error") and name != "InstallError" and node.args:  # whose first argument is a code
         yield from _table_texts(node.args[0])
     elif name.endswith("Property") or name in ("label", "operator", "prop", "progress"):
         if not (isinstance(untranslated, ast.Constant) and untranslated.value is False):
@@ -74,8 +77,8 @@ def _table_texts(node: ast.expr) -> Iterator[str]:
     elif isinstance(node, ast.IfExp):
         yield from _table_texts(node.body)
         yield from _table_texts(node.orelse)
-    elif isinstance(node, ast.Dict):
-        for value in node.values:
+    elif isinstance(node, ast.Dict | ast.Tuple):
+        for value in node.values if isinstance(node, ast.Dict) else node.elts:
             yield from _table_texts(value)
     elif isinstance(node, ast.List):
         for item in node.elts:

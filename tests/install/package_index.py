@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
+import ssl
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+CERTIFICATE = Path(__file__).with_name("loopback.pem")  # and its key; for 127.0.0.1 alone
+ROOT_CERTIFICATE = Path(__file__).with_name("loopback_root.pem")  # that vouches for it
+
 
 class PackageIndex:
-    """Serves the wheels of a folder under /simple/.
+    """Serves the wheels of a folder under /simple/, over TLS with a certificate that nobody knows if `tls` is set.
 
     Attributes:
         url: Of the index.
@@ -22,7 +26,7 @@ class PackageIndex:
             and nothing more until the index is closed).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: bool = False) -> None:
         self.folder = folder
         self.asked: list[str] = []
         self.faults: dict[str, str] = {}
@@ -33,11 +37,22 @@ class PackageIndex:
             def do_GET(self) -> None:
                 index._answer(self)
 
+            def do_HEAD(self) -> None:  # uv asks so whether it may read a wheel's description alone
+                index._answer(self)
+
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/simple/"
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:
+                pass  # who does not know the certificate hangs up
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}/simple/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -81,7 +96,8 @@ class PackageIndex:
         request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
-        request.wfile.write(data)
+        if request.command != "HEAD":
+            request.wfile.write(data)
 
 
 def make_wheel(folder: Path, name: str, version: str = "1.0", code: str = "") -> Path:

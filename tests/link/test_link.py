@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extension.im3d_blender.link import backend as link_backend
 from extension.im3d_blender.link.backend import LOG_BYTES, Backend, Deadlines, Failure
 from extension.im3d_blender.link.environment import backend_command, child_environment
 from extension.im3d_blender.link.queue import CANCEL_S, SILENCE_S, JobQueue, QueuedJob
@@ -325,3 +326,16 @@ def test_nothing_of_blenders_python_reaches_the_backend(tmp_path: Path, monkeypa
     assert backend_command(tmp_path)[0].startswith(str(tmp_path))
     monkeypatch.setenv("IM3D_PYTHON", "/my/python")
     assert backend_command(tmp_path)[0] == "/my/python"
+
+
+def test_a_backend_is_pinged_though_nobody_looks_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blender's timers stand still while it renders; the thread that writes does not."""
+    monkeypatch.setattr(link_backend, "PING_S", 0.01)
+    code = "import sys; open(sys.argv[1], 'w').writelines(sys.stdin.readline() for _ in range(3))"
+    backend = Backend([sys.executable, "-c", code, str(tmp_path / "said")], tmp_path / "log")
+    backend.start()
+    assert backend._process is not None
+    assert backend._process.wait(timeout=30) == 0
+    backend.stop()
+    said = (tmp_path / "said").read_bytes().splitlines()
+    assert [link_backend.protocol.decode(line)["type"] for line in said] == ["ping"] * 3

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from im3d.commands.run import TerminalProgress, add_run_options, cancelling
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0 when every row is done, otherwise the exit status of the first failure."""
-    from im3d.batch import Defaults, Row, read_table, write_results
+    from im3d.batch import Defaults, Row, check_results, read_table, write_results
     from im3d.storage import make_folder
 
     overrides = list(args.set)
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     rows = read_table(Path(os.path.abspath(args.table)), defaults)
     out = Path(os.path.abspath(args.out))
     make_folder(out)
+    check_results(out)
 
     keep_one_heap()
     cancel = threading.Event()
@@ -55,13 +57,17 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             if not cancel.is_set():
                 _run_row(row, len(rows), out, args, cancel)
-            write_results(rows, out)
+            try:
+                write_results(rows, out)
+            except Im3dError as error:  # the table is written again after the next row, and at the end
+                print(f"im3d: {error}", file=sys.stderr)
+    results = write_results(rows, out)
     failed: list[Row] = [row for row in rows if row.error is not None]
     done = sum(row.status == "done" for row in rows)
-    print(f"im3d: {done} of {len(rows)} done; {out / 'results.csv'}", file=sys.stderr)
+    print(f"im3d: {done} of {len(rows)} done; {results}", file=sys.stderr)
     if args.json:
         status = "done" if done == len(rows) else "cancelled" if cancel.is_set() else "failed"
-        answer = {"status": status, "done": done, "rows": len(rows), "results": str(out / "results.csv")}
+        answer = {"status": status, "done": done, "rows": len(rows), "results": str(results)}
         print(json.dumps(answer), flush=True)
     if cancel.is_set():
         return CancelledError.exit_status
@@ -73,6 +79,7 @@ def _run_row(row: object, total: int, out: Path, args: argparse.Namespace, cance
     from im3d.batch import Row
     from im3d.jobs import Job
     from im3d.pipeline import run_pipeline
+    from im3d.runner import explain
 
     assert isinstance(row, Row)
     if row.request is not None:
@@ -85,7 +92,10 @@ def _run_row(row: object, total: int, out: Path, args: argparse.Namespace, cance
             row.status = "cancelled"
         except Im3dError as error:
             # Anew: the one that was raised holds what the job had in memory, to the end of the batch.
-            row.status, row.error = "failed", type(error)(error.message, error.hint)
+            row.status, row.error = "failed", type(error)(error.message, error.hint, error.remedy)
+        except Exception as defect:
+            traceback.print_exception(defect)
+            row.status, row.error = "failed", explain(defect, str(out / row.folder / "log.txt"))
         MODELS.rest()
         give_back_memory()
     said = row.status if row.error is None else f"failed: {row.error}"

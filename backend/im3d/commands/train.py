@@ -1,4 +1,5 @@
-"""`im3d train mini` trains our own orbit generator on packs of props, `im3d train finetune` SV3D as the paper does.
+"""`im3d train mini` trains our own orbit generator on packs of props, `im3d train score` compares its weights on props
+of validation and test, `im3d train finetune` trains SV3D as the paper does.
 
 On several GPUs: `torchrun --nproc-per-node=N -m im3d.cli train mini …`, or accelerate launch.
 """
@@ -42,24 +43,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add_settings(mini, TrainSettings)
 
+    scoring = kinds.add_parser("score", help="weights of mini on the packs' props of validation and test")
+    _add_pack_options(scoring)
+    scoring.add_argument("--weights", type=Path, action="append", required=True, help="exported weights; once for each")
+    scoring.add_argument("--split", choices=("validation", "test"), action="append", help="one alone")
+
     tuning = kinds.add_parser("finetune", help="the temporal layers of Stable Video 3D, the paper's recipe")
     _add_data_options(tuning, render_size=512)
     tuning.add_argument("--base", choices=("sv3d_u", "sv3d_p"), default="sv3d_u", help="the model to start from")
     _add_settings(tuning, FinetuneSettings)
 
 
-def _add_data_options(parser: argparse.ArgumentParser, render_size: int) -> None:
+def _add_pack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pack", type=Path, action="append", required=True, help="a pack of props; give it once for each"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the state, weights, pictures and log")
     parser.add_argument("--cache", type=Path, required=True, help="folder of the rendered orbits (large)")
+    parser.add_argument("--workers", type=int, default=4, help="rendering processes")
+    parser.add_argument("--limit", type=int, default=0, help="use only that many props of each pack")
+
+
+def _add_data_options(parser: argparse.ArgumentParser, render_size: int) -> None:
+    _add_pack_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the state, weights, pictures and log")
     parser.add_argument("--resume", action="store_true", help="continue the state in --out")
     parser.add_argument("--render-size", type=int, default=render_size, help="side of the rendered orbits in pixels")
     parser.add_argument("--orbits", type=int, default=12, help="rendered orbits per training prop, on average")
     parser.add_argument("--draw", type=int, default=0, help="another number: other orbits of the training props")
-    parser.add_argument("--workers", type=int, default=4, help="rendering processes")
-    parser.add_argument("--limit", type=int, default=0, help="use only that many props of each pack")
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
@@ -82,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     _claim(args.out, args.resume)
     with place() as where:
-        (_train_mini if args.what == "mini" else _finetune)(args, where, started)
+        {"mini": _train_mini, "score": _score, "finetune": _finetune}[args.what](args, where, started)
     return 0
 
 
@@ -126,11 +136,18 @@ def _invented(args: argparse.Namespace, where: Any) -> Path:
     return _made_once(lambda: invented_pack(args.pack, args.cache, args.invented, args.seed, args.workers), where)
 
 
-def _grids(args: argparse.Namespace, where: Any) -> Any:
-    """The packs' grids of distances."""
+def _rendered_with_grids(args: argparse.Namespace, where: Any) -> tuple[Any, Any]:
+    """The packs' orbits and grids of distances; the one takes the GPU, the other the processors."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from im3d.training.grids import pack_grids
 
-    return _made_once(lambda: pack_grids(args.pack, args.cache, args.workers), where)
+    def make() -> tuple[Any, Any]:
+        with ThreadPoolExecutor(1) as beside:
+            grids = beside.submit(pack_grids, args.pack, args.cache, args.workers)
+            return _draw_request(args).rendered(), grids.result()
+
+    return _made_once(make, where)
 
 
 def _finetune(args: argparse.Namespace, where: Any, started: float) -> None:
@@ -153,6 +170,7 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
 
     from im3d.training.batches import OrbitBatches
     from im3d.training.draws import Redrawing
+    from im3d.training.orbits import balanced_shares
     from im3d.training.train import Trainer, initial_model, train
     from im3d.training.train_settings import TrainSettings
     from im3d.training.validate import validate
@@ -162,11 +180,13 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
         raise InputError("Further draws are rendered for one process alone.", "Leave --redraw-minutes out.")
     if args.invented:
         args.pack.append(_invented(args, where))
-    orbits = _rendered(args, where)
     settings = _settings(TrainSettings, args)
     volumes = None
-    if not settings.frozen_shape:
-        volumes = OrbitVolumes(_grids(args, where), orbits, args.pack, where.device, args.workers)
+    if settings.frozen_shape:
+        orbits = _rendered(args, where)
+    else:
+        orbits, grids = _rendered_with_grids(args, where)
+        volumes = OrbitVolumes(grids, orbits, args.pack, where.device, args.workers)
     model, step, seen = initial_model(args.init, args.seed, **json.loads(args.model))
     trainer = Trainer(model, settings, where)
     trainer.step = trainer.leg_start = step
@@ -175,9 +195,36 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
         trainer.load(args.out)
     pause_s = 60 * args.redraw_minutes
     redrawing = Redrawing(_draw_request(args), pause_s) if pause_s else None
-    train(trainer, orbits, volumes, args.out, started, redrawing=redrawing)
+    train(trainer, orbits, volumes, args.out, started, redrawing=redrawing, shares=balanced_shares(orbits, args.pack))
     if args.test and where.first:
-        batches = OrbitBatches(orbits, orbits.rows("test"), where.device, model.config["sample_size"])
-        for steps in (1, 2, 4, 8) if len(batches) else ():
-            picture = args.out / f"test-{steps}.png"
-            print(f"test, {steps} steps: {validate(trainer.average, batches, steps, picture=picture)}", flush=True)
+        for pack, rows in orbits.rows_by_pack("test").items():
+            batches = OrbitBatches(orbits, rows, where.device, model.config["sample_size"])
+            for steps in (1, 2, 4, 8):
+                picture = args.out / f"test-{steps}-{pack.split('.')[0]}.png"
+                scores = validate(trainer.average, batches, steps, picture=picture)
+                print(f"test, {pack}, {steps} steps: {scores}", flush=True)
+
+
+def _score(args: argparse.Namespace, where: Any, started: float) -> None:
+    """Prints a line of a Markdown table for each weights, split and pack, as they are done."""
+    import torch
+
+    from im3d.training.batches import OrbitBatches
+    from im3d.training.orbits import render_packs
+    from im3d.training.picture_losses import PictureDistance
+    from im3d.training.train import initial_model
+    from im3d.training.validate import validate
+
+    devices = max(1, torch.cuda.device_count())
+    orbits = render_packs(args.pack, args.cache, 128, 0, args.workers, devices, args.limit)
+    distance = PictureDistance(where.device)
+    print("| weights | split | pack | orbits | PSNR (dB) | mask IoU | elevation error, median | mean | perceptual |")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    for folder in args.weights:
+        model = initial_model(folder, 0)[0].to(where.device).eval()
+        size = int(model.config["sample_size"])
+        for split in args.split or ("validation", "test"):
+            for pack, rows in (orbits.rows_by_pack(split) | {"all": orbits.rows(split)}).items():
+                s = validate(model, OrbitBatches(orbits, rows, where.device, size), distance=distance)
+                found = f"{s.psnr:.2f} | {s.iou:.4f} | {s.elevation_error_deg:.2f}° | {s.elevation_mean_deg:.2f}°"
+                print(f"| {folder} | {split} | {pack} | {s.orbits} | {found} | {s.perceptual:.4f} |", flush=True)

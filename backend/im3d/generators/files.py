@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from im3d.errors import InputError
 from im3d.framing import DEFAULT_RATIO, VISIBLE
 from im3d.generators.base import Subject
-from im3d.images import FORMATS, MAX_PIXELS, SUFFIXES, FloatArray, OrbitViews, as_rgba, opened, read_image, resized
+from im3d.generators.video import closes, read_turn, thumbnail
+from im3d.images import SUFFIXES, FloatArray, OrbitViews, read_image
 from im3d.masks import Method, Segment, has_alpha, isolate
 from im3d.orbit import DEFAULT_VIEWS, Orbit
 from im3d.progress import Progress
@@ -30,8 +30,6 @@ from im3d.progress import Progress
 MAX_SIDE = 1024
 # A folder with more pictures than this is thinned evenly.
 MAX_VIEWS = 64
-MAX_FRAMES = 20_000
-THUMBNAIL = 64
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,12 @@ def read_orbit(source: Path, views: int = DEFAULT_VIEWS, segment: Segment | None
     """
     if not source.exists():
         raise InputError(f"{source} does not exist.", "Check the path.")
-    pictures, orbit = _read_folder(source) if source.is_dir() else _read_video(source, views)
+    read_warnings: tuple[str, ...] = ()
+    if source.is_dir():
+        pictures, orbit, read_warnings = _read_folder(source)
+    else:
+        pictures, azimuths = read_turn(source, views, MAX_SIDE)
+        orbit = Orbit(azimuths)
     given = source / "orbit.json"
     described = Orbit.load(given, len(pictures)) if source.is_dir() and given.exists() else None
     keys = _described_keys(given) if described else set()
@@ -133,7 +136,7 @@ def read_orbit(source: Path, views: int = DEFAULT_VIEWS, segment: Segment | None
         radius_known="radius" in keys,
         direction_known="azimuths_deg" in keys,
         mask_method=method,
-        warnings=warnings,
+        warnings=read_warnings + warnings,
     )
 
 
@@ -150,33 +153,18 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [round(count * k / wanted) for k in range(wanted)]
 
 
-def closes(thumbnails: Sequence[FloatArray]) -> bool:
-    """Whether the last frame of a turn shows the first again.
-
-    On an open turn the step from the last frame to the first is as large as any other; on a closed one only noise
-    remains. A body of revolution shows the same in every frame, and is left alone.
-    """
-    if len(thumbnails) < 4:
-        return False
-    steps = [_difference(a, b) for a, b in pairwise(thumbnails)]
-    return _difference(thumbnails[-1], thumbnails[0]) < 0.35 * float(np.median(steps))
-
-
-def _difference(a: FloatArray, b: FloatArray) -> float:
-    return float(np.abs(a - b).mean())
-
-
-def _read_folder(folder: Path) -> tuple[list[FloatArray], Orbit]:
+def _read_folder(folder: Path) -> tuple[list[FloatArray], Orbit, tuple[str, ...]]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
     files = [p for p in files if p.name.startswith("view_")] or files
     files.sort(key=natural_order)
+    files, warnings = _without_copies(files)
     if len(files) < 2:
         found = "only one picture" if files else "no pictures"
         raise InputError(f"{folder} holds {found}.", "Bring at least two views, better sixteen, of one full turn.")
     pictures: list[FloatArray] = []
     shape: tuple[int, ...] | None = None
     for file in files:
-        picture = read_image(file)
+        picture = read_image(file, MAX_SIDE)
         if shape is not None and picture.shape != shape:
             raise InputError(
                 f"The views differ in size: {files[0].name} is {_dimensions(shape)}, {file.name} is "
@@ -184,87 +172,53 @@ def _read_folder(folder: Path) -> tuple[list[FloatArray], Orbit]:
                 "Bring all views in one size.",
             )
         shape = picture.shape
-        pictures.append(_reduced(picture))
-    if not (folder / "orbit.json").exists() and closes([_thumbnail(p) for p in pictures]):
+        pictures.append(picture)
+    if (folder / "orbit.json").exists():
+        return pictures, Orbit.uniform(len(pictures)), warnings
+    if closes([thumbnail(p) for p in pictures]):
         pictures.pop()
-    return pictures, Orbit.uniform(len(pictures))
+    azimuths, missing = numbered([file.stem for file in files[: len(pictures)]])
+    return pictures, Orbit(azimuths), warnings + missing
 
 
-def _read_video(file: Path, views: int) -> tuple[list[FloatArray], Orbit]:
-    """Two passes: the first counts the frames and looks for the closing one, the second keeps the chosen ones."""
-    thumbnails = [_thumbnail(frame) for frame in _frames(file, small=True)]
-    if len(thumbnails) < 2:
-        raise InputError(
-            f"{file} holds a single picture.", "Bring a turntable video, or a folder of views; one picture is --image."
-        )
-    count = len(thumbnails) - closes(thumbnails)
-    chosen = evenly(count, views)
-    wanted = set(chosen)
-    pictures = [_reduced(frame) for index, frame in enumerate(_frames(file)) if index in wanted]
-    if len(pictures) < 2:
-        raise InputError(f"{file} holds fewer than two different views.", "Bring a video of one full turn.")
-    return pictures, Orbit(tuple(360.0 * index / count for index in chosen))
+def _without_copies(files: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """Each view once: of view_000.jpg and view_000.png the one that keeps transparency."""
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        by_name.setdefault(file.stem, []).append(file)
+    copies = [sorted(same, key=lambda file: file.suffix.lower() in (".jpg", ".jpeg")) for same in by_name.values()]
+    warnings: tuple[str, ...] = ()
+    twice = [same for same in copies if len(same) > 1]
+    if twice:
+        kept, other = twice[0][:2]
+        warnings = (f"Views that are there twice count once: {kept.name} was used, {other.name} was not.",)
+    return [same[0] for same in copies], warnings
 
 
-def _frames(file: Path, small: bool = False) -> Iterator[FloatArray]:
-    """The frames of an animated picture or a video as (H, W, 4), straight alpha; `small`: as thumbnails."""
-    if _is_picture(file):
-        with opened(file) as image:
-            for frame in ImageSequence.Iterator(image):
-                rgba = frame.convert("RGBA")
-                yield as_rgba(rgba.resize((THUMBNAIL, THUMBNAIL)) if small else rgba)
-    else:
-        yield from _video_frames(file, small)
+def numbered(names: Sequence[str]) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Azimuths of one turn by the numbers of `view_NNN`, where some of an even sequence are missing.
 
+    Args:
+        names: Of the views, without suffix, in order.
 
-def _is_picture(file: Path) -> bool:
-    try:
-        with Image.open(file, formats=FORMATS):
-            return True
-    except UnidentifiedImageError:
-        return False
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return True  # `opened` explains
-
-
-def _video_frames(file: Path, small: bool) -> Iterator[FloatArray]:
-    import av
-    from av.video.reformatter import Colorspace
-
-    size = {"width": THUMBNAIL, "height": THUMBNAIL} if small else {}
-    try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise InputError(f"{file} has no picture track.", "Bring a video or a folder of pictures.")
-            stream = container.streams.video[0]
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                raise InputError(f"The frames of {file} are too large.", "Scale the video to 1024 pixels.")
-            stream.thread_type = "AUTO"
-            for index, frame in enumerate(container.decode(stream)):
-                if index >= MAX_FRAMES:
-                    raise InputError(f"{file} has more than {MAX_FRAMES} frames.", "Cut it to one turn.")
-                # HD video is BT.709; the converter would otherwise take everything for BT.601.
-                matrix = Colorspace.ITU709 if int(frame.colorspace) == int(Colorspace.ITU709) else None
-                rgb = frame.reformat(format="rgb24", src_colorspace=matrix, **size).to_ndarray()
-                yield np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]).astype(np.float32) / 255
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputError(
-            f"{file} is neither a picture nor a video that can be read.", "Use MP4, WebM or GIF, or a folder of views."
-        ) from error
-
-
-def _thumbnail(rgba: FloatArray) -> FloatArray:
-    """(64, 64, 4), premultiplied, so that colours under transparent pixels do not count."""
-    size = (THUMBNAIL, THUMBNAIL)
-    channels = [rgba[..., c] * (rgba[..., 3] if c < 3 else 1) for c in range(4)]
-    small = [np.asarray(Image.fromarray(c).resize(size, Image.Resampling.BOX)) for c in channels]
-    return np.stack(small, axis=-1)
-
-
-def _reduced(rgba: FloatArray) -> FloatArray:
-    height, width = rgba.shape[:2]
-    scale = MAX_SIDE / max(height, width)
-    return rgba if scale >= 1 else resized(rgba, max(1, round(height * scale)), max(1, round(width * scale)))
+    Returns:
+        The azimuths in degrees, the first 0; even ones for other names. And a warning where numbers have gaps.
+    """
+    even = tuple(360.0 * k / len(names) for k in range(len(names)))
+    found = [re.fullmatch(r"view_(\d{1,9})", name) for name in names]
+    numbers = [int(match[1]) for match in found if match]
+    if len(numbers) < max(3, len(names)) or len(set(numbers)) < len(numbers):
+        return even, ()
+    steps = [b - a for a, b in pairwise(numbers)]
+    step = math.gcd(*steps)
+    count = (numbers[-1] - numbers[0]) // step + 1
+    if count == len(numbers):
+        return even, ()
+    warning = (
+        f"The numbers of the views have gaps: {count - len(numbers)} of {count} views of an even turn are missing. The "
+        "azimuths of the others follow their numbers."
+    )
+    return tuple(360.0 * (n - numbers[0]) / (count * step) for n in numbers), (warning,)
 
 
 def _isolated(
@@ -318,7 +272,7 @@ def _square(pictures: Sequence[FloatArray], fov_deg: float) -> tuple[FloatArray,
 
 
 def _described_keys(orbit_json: Path) -> set[str]:
-    return set(json.loads(orbit_json.read_text(encoding="utf-8")))
+    return set(json.loads(orbit_json.read_text(encoding="utf-8-sig")))
 
 
 def _dimensions(shape: tuple[int, ...]) -> str:

@@ -74,18 +74,29 @@ class OrbitBatches:
         rows: The rows to hold.
         device: Where they are kept and batches are made.
         size: Side of the batches' pictures; the stored ones are averaged down to it.
+        shares: (len(rows),) how often each is drawn, relative to the others; None: all as often.
 
     Attributes:
         rows: (N,) the rows, on the device.
     """
 
-    def __init__(self, orbits: OrbitSet, rows: NDArray[np.int64], device: torch.device, size: int) -> None:
+    def __init__(
+        self,
+        orbits: OrbitSet,
+        rows: NDArray[np.int64],
+        device: torch.device,
+        size: int,
+        shares: NDArray[np.float32] | None = None,
+    ) -> None:
         if orbits.size % size:
             raise ValueError(f"orbits of {orbits.size} pixels cannot be averaged down to {size}")
         self._shrink = orbits.size // size
         self._stored = orbits.views
         self.rows = torch.from_numpy(rows).to(device)
         self._elevation = torch.from_numpy(orbits.elevation_deg[rows]).to(device)
+        # In double precision: a million orbits still differ from their neighbours.
+        even = np.ones(len(rows)) if shares is None else shares.astype(np.float64)
+        self._upto = torch.from_numpy(np.cumsum(even / max(even.sum(), 1e-12))).to(device)
         self._views: Tensor | None = None
         if device.type != "cpu":
             self._views = torch.empty((len(rows), *orbits.views.shape[1:]), dtype=torch.uint8, device=device)
@@ -128,7 +139,8 @@ class OrbitBatches:
             others: How many views besides the input view, drawn at random; None: all of them in order.
         """
         device, K = generator.device, self.ring
-        index = torch.randint(len(self), (count,), generator=generator, device=device)
+        chance = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+        index = torch.searchsorted(self._upto, chance, right=True).clamp_max(len(self) - 1)
         start = torch.randint(K, (count,), generator=generator, device=device)
         start = torch.where(_chance(count, FRONT_SHARE, generator), 0, start)
         steps = torch.arange(1, K, device=device).expand(count, -1)

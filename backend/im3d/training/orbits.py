@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -50,6 +51,37 @@ class OrbitSet:
         """The orbits of one split."""
         return np.flatnonzero(self.split == split)
 
+    def rows_by_pack(self, split: Split) -> dict[str, NDArray[np.int64]]:
+        """The orbits of one split, by the names of the packs that have any."""
+        rows = self.rows(split)
+        pack = np.array([name.split("/", 1)[0] for name in self.prop[rows].tolist()])
+        return {str(name): rows[pack == name] for name in np.unique(pack)}
+
+
+def balanced_shares(orbits: OrbitSet, packs: Sequence[Path]) -> NDArray[np.float32]:
+    """How often each orbit should be drawn, relative to others of its pack, (N,).
+
+    Thirty variants of a wall are drawn as often, together, as one chair. Objects of a group that validates or tests in
+    another pack are never drawn.
+
+    Args:
+        orbits: Rendered from the packs.
+        packs: Their files.
+
+    Raises:
+        InputError: A pack cannot be read.
+    """
+    opened = [Pack.open(path) for path in packs]
+    held_out = {g for pack in opened for g, s in zip(pack.groups, pack.splits, strict=True) if s != "train"}
+    share = {}
+    for pack in opened:
+        members = Counter(g for g, s in zip(pack.groups, pack.splits, strict=True) if s == "train")
+        for prop, group in zip(pack.ids, pack.groups, strict=True):
+            # A group is never divided within its pack, so that one which is held out here has no members.
+            held = group in held_out and group in members
+            share[f"{pack.path.name}/{prop}"] = 0.0 if held else 1 / max(1, members[group])
+    return np.array([share[name] for name in orbits.prop.tolist()], np.float32)
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -79,6 +111,7 @@ def render_packs(
         folder: Where the array is kept; 16·size²·4 bytes an orbit.
         size: Side of the views in pixels.
         orbits: Orbits per training prop, on average: packs with few props get more of each, so that no pack drowns.
+            0: those of validation and test alone.
         workers: Rendering processes.
         devices: EGL devices to spread them over.
         limit: Use only that many props of each pack; 0 uses all.
@@ -134,6 +167,8 @@ def orbits_per_prop(props: Sequence[int], orbits: int) -> list[int]:
         props: Training props of each pack.
         orbits: Orbits per prop on average over all packs.
     """
+    if not orbits:
+        return [0] * len(props)
     budget = orbits * sum(props)
     return [max(1, round(orbits / 2 + budget / 2 / len(props) / n)) if n else 0 for n in props]
 
@@ -162,7 +197,8 @@ def _render_all(
             elevation += [recipe_of(name, s, i, draw).elevation_deg for i in range(job.count)]
             split += [s] * job.count
             prop += [f"{pack.path.name}/{name}"] * job.count
-            jobs.append(job)
+            if job.count:
+                jobs.append(job)
         # Short chunks even out the workers' loads.
         chunks += [(pack.path, jobs[i : i + 16]) for i in range(0, len(jobs), 16)]
     with open(data, "wb") as file:

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,7 +43,7 @@ from im3d.training.muon import Muon
 from im3d.training.orbits import OrbitSet
 from im3d.training.picture_losses import PictureDistance, mask_loss
 from im3d.training.train_settings import TrainSettings
-from im3d.training.validate import Scores, occupancy_loss, validate
+from im3d.training.validate import occupancy_loss, validate
 from im3d.training.volumes import OrbitVolumes, VolumeTargets
 
 # σ at 64 pixels above which the noisy views tell next to nothing.
@@ -327,7 +329,8 @@ def train(
     started: float,
     on_loss: Callable[[int, float], None] | None = None,
     redrawing: Redrawing | None = None,
-) -> Scores | None:
+    shares: NDArray[np.float32] | None = None,
+) -> None:
     """Trains until the settings' limit and leaves state, weights, validation pictures and log in `out`.
 
     Args:
@@ -338,14 +341,14 @@ def train(
         started: `time.monotonic()` at the start of the leg.
         on_loss: Called by the first process with each step's number and loss; costs a wait for the GPU.
         redrawing: New draws of the training props, taken as they get ready; for one process alone.
-
-    Returns:
-        The last validation's scores, in the first process; None in the others or without validation orbits.
+        shares: Of `balanced_shares`; None: every orbit is drawn as often.
     """
     s, where = trainer.settings, trainer.where
     size, depths = int(trainer.model.config["sample_size"]), int(trainer.model.config["depths"])
-    batches = OrbitBatches(orbits, orbits.rows("train")[where.rank :: where.world], where.device, size)
-    held_out = OrbitBatches(orbits, orbits.rows("validation"), where.device, size) if where.first else None
+    rows = orbits.rows("train")[where.rank :: where.world]
+    batches = OrbitBatches(orbits, rows, where.device, size, None if shares is None else shares[rows])
+    by_pack = orbits.rows_by_pack("validation") if where.first else {}
+    held_out = {pack: OrbitBatches(orbits, rows, where.device, size) for pack, rows in by_pack.items()}
     log = _Log(out / "log.jsonl", where.first)
     log.write(event="leg", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
 
@@ -398,10 +401,9 @@ def train(
         log.write(event="memory", gigabytes=torch.cuda.max_memory_allocated() / 1e9)
     if where.first:
         trainer.save(out)
-    scores = _validated(trainer, held_out, volumes, out, log)
+    _validated(trainer, held_out, volumes, out, log)
     if redrawing is not None:
         redrawing.close()
-    return scores
 
 
 def learning_rate(trainer: Trainer, started: float) -> float:
@@ -438,21 +440,20 @@ def _from_first(value: bool, where: Place) -> bool:
 
 
 def _validated(
-    trainer: Trainer, held_out: OrbitBatches | None, volumes: OrbitVolumes | None, out: Path, log: _Log
-) -> Scores | None:
-    scores = None
-    if held_out is not None and len(held_out):
+    trainer: Trainer, held_out: dict[str, OrbitBatches], volumes: OrbitVolumes | None, out: Path, log: _Log
+) -> None:
+    """Scores of each pack, for they differ in what they ask."""
+    limit, counts = trainer.settings.validate_orbits, {"step": trainer.step, "orbits_seen": trainer.orbits_seen}
+    for pack, batches in held_out.items():
         if volumes is not None:
-            loss = occupancy_loss(trainer.average, held_out, volumes, trainer.settings.validate_orbits)
-            log.write(event="validation", step=trainer.step, occupancy=loss)
-        picture = out / f"validation-{trainer.step:06d}.png"
+            loss = occupancy_loss(trainer.average, batches, volumes, limit)
+            log.write(event="validation", pack=pack, **counts, occupancy=loss)
+        picture = out / f"validation-{trainer.step:06d}-{pack.split('.')[0]}.png"
         for steps in VALIDATION_STEPS:
-            scores = validate(trainer.average, held_out, steps, limit=trainer.settings.validate_orbits, picture=picture)
-            entry = dataclasses.asdict(scores)
-            log.write(event="validation", step=trainer.step, steps=steps, orbits_seen=trainer.orbits_seen, **entry)
+            scores = validate(trainer.average, batches, steps, limit=limit, picture=picture)
+            log.write(event="validation", pack=pack, **counts, steps=steps, **dataclasses.asdict(scores))
     if trainer.where.world > 1:
         dist.barrier()
-    return scores
 
 
 class _Log:

@@ -37,7 +37,7 @@ class TrainSettings:
             seen.
         compile: Whether the repeated blocks are compiled.
         validate_minutes: Minutes between validations, which save the state too; 0: only at the end.
-        validate_orbits: Orbits compared in each.
+        validate_orbits: Orbits of each pack compared in each.
         seed: Of everything random.
     """
 

@@ -15,6 +15,7 @@ from im3d.generators.mini import DEFAULT_STEPS, sample_orbit
 from im3d.generators.mini_model import VolumeDenoiser, to_model
 from im3d.machine import fast_in_half
 from im3d.training.batches import Changes, OrbitBatches, pictures
+from im3d.training.picture_losses import PictureDistance
 from im3d.training.volumes import OrbitVolumes
 
 
@@ -27,16 +28,20 @@ class Scores:
         psnr_view: dB over white, from each view's squared error.
         iou: Intersection over union of the masks, alpha above one half.
         elevation_error_deg: Median absolute error.
+        elevation_mean_deg: Mean absolute error.
         copy_psnr: What copying the input view to all others would reach, as `psnr`.
         orbits: How many were compared.
+        perceptual: `PictureDistance` of the views, where it was asked for.
     """
 
     psnr: float
     psnr_view: float
     iou: float
     elevation_error_deg: float
+    elevation_mean_deg: float
     copy_psnr: float
     orbits: int
+    perceptual: float | None = None
 
 
 @torch.no_grad()
@@ -48,6 +53,7 @@ def validate(
     picture: Path | None = None,
     batch: int = 32,
     seed: int = 0,
+    distance: PictureDistance | None = None,
 ) -> Scores:
     """Scores of a model on held-out orbits.
 
@@ -59,17 +65,21 @@ def validate(
         picture: Where a sheet of pictures is written: rows of truth above rows of results.
         batch: Orbits generated at once.
         seed: Of the noise.
+        distance: What measures how the views look.
     """
     count = min(limit or len(batches), len(batches))
     rows = np.linspace(0, len(batches) - 1, count).round().astype(int).tolist()
     table: list[list[Tensor]] = []
     sheet = []
+    looks = 0.0
     for i in range(0, count, batch):
         truth, elevation = batches.take(rows[i : i + batch])
         noise = torch.Generator(truth.device).manual_seed(seed + i)
         with torch.autocast(truth.device.type, torch.bfloat16, enabled=fast_in_half(truth.device)):
             views, guess = sample_orbit(model, truth[:, 0], steps, noise)
         table.append([*_compare(views, truth), (guess - elevation).abs().cpu()])
+        if distance is not None:
+            looks += len(truth) * float(distance(views[:, 1:], truth[:, 1:], noise))
         step = max(1, count // 16)
         sheet += [(truth[j], views[j]) for j in range(len(truth)) if (i + j) % step == 0]
     if picture is not None:
@@ -80,8 +90,10 @@ def validate(
         psnr_view=float(psnr_view.mean()),
         iou=float(iou.mean()),
         elevation_error_deg=float(error.median()),
+        elevation_mean_deg=float(error.mean()),
         copy_psnr=float(copied.mean()),
         orbits=count,
+        perceptual=None if distance is None else looks / count,
     )
 
 
