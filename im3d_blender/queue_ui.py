@@ -10,8 +10,9 @@ from .errors_ui import draw_failure
 from .link.queue import QueuedJob
 from .wrapping import wrapped
 
-# The backend's stages, as people call them.
+# The backend's stages, as people call them, and what is done for a backend on another machine.
 STAGES = {
+    "send": "Sending Files",
     "load": "Loading",
     "image": "Cutting Out",
     "orbit": "Drawing Views",
@@ -20,6 +21,7 @@ STAGES = {
     "mesh": "Building Mesh",
     "texture": "Baking Texture",
     "export": "Finishing",
+    "fetch": "Fetching Result",
 }
 DRAWN_BY_A_MODEL = ("image", "orbit")
 PICTURE_SCALE = 6.0

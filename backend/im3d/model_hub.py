@@ -86,8 +86,8 @@ def download(name: str, progress: Progress = silent) -> Path:
     require_licence(model)
     if _offline():
         raise ModelError(
-            f"{name} cannot be downloaded: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.",
-            f"Unset it, or bring the files: im3d models download {name} --from PATH.",
+            f"{model.title} cannot be downloaded: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.",
+            "Unset it, or install the model from files of your own.",
         )
     make_folder(model.folder)
     with _explained(model), _alone(model):
@@ -209,10 +209,12 @@ def _checked(model: Model, path: str, file: Path, hub_hash: str | None, owned: b
             raise ModelError(
                 f"{path} of {model.name} does not have the expected hash and was removed.",
                 "Try the download again; if it happens twice, do not use this source.",
+                f"download {model.name}",
             )
         raise ModelError(
             f"{file} is not the published {path} of {model.name}: its hash is another.",
-            f"Bring a copy from {model.page}, or get it with: im3d models download {model.name} ({model.size}).",
+            f"Bring a copy from {model.page}, or download it ({model.size}).",
+            f"download {model.name}",
         )
     checked: Literal["published", "hub", "nothing"] = "published" if published else "hub" if hub_hash else "nothing"
     return InstalledFile(path, file.stat().st_size, actual, checked)
@@ -241,7 +243,7 @@ def _listing(model: Model) -> tuple[str, list[RemoteFile]]:
     if missing or not info.sha:
         raise ModelError(
             f"{model.page} no longer holds {', '.join(missing) or 'what models.toml names'}.",
-            "Update im3d, or bring the files with --from.",
+            "Update im3d, or install the model from files of your own.",
         )
     return info.sha, files
 
@@ -357,7 +359,7 @@ def _explained(model: Model) -> Iterator[None]:
 
     _require_proxy()
     _require_sound_token(model)
-    again = f"What has arrived is kept: run im3d models download {model.name} again to go on."
+    again, remedy = "What has arrived is kept; the next download goes on from there.", f"download {model.name}"
     try:
         yield
     except HfHubHTTPError as error:
@@ -381,20 +383,27 @@ def _explained(model: Model) -> Iterator[None]:
         if status == 404:
             raise ModelError(
                 f"{_endpoint() or HUB_PAGE} has no {model.repository}, or not its revision {model.revision}.",
-                "Check HF_ENDPOINT, update im3d, or bring the files with --from.",
+                "Check HF_ENDPOINT, update im3d, or install the model from files of your own.",
             ) from error
-        raise ModelError(f"The hub answered {status} for {model.repository}.", again) from error
+        raise ModelError(f"The hub answered {status} for {model.repository}.", again, remedy) from error
     except httpx2.HTTPError as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         raise ModelError(
             f"The hub at {_endpoint() or HUB_PAGE} cannot be reached ({reason}).",
             f"Check the connection (HTTPS_PROXY and HF_ENDPOINT are heeded). {again}",
+            remedy,
         ) from error
     except OSError as error:
         # http_get raises a bare OSError when the connection ends early; those of the disk carry an errno.
         if error.errno is not None:
             raise
-        raise ModelError(f"The download of {model.name} ended early.", again) from error
+        raise ModelError(f"The download of {model.name} ended early.", again, remedy) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("socksio"):  # whose errors the hub's client lets through
+            raise
+        raise ModelError(
+            "What ALL_PROXY names does not answer as a SOCKS proxy.", "Check ALL_PROXY.", remedy
+        ) from error
 
 
 def _require_proxy() -> None:

@@ -46,7 +46,7 @@ class QueuedJob:
         folder: Where it and everything it makes lies.
         request: As the protocol's `submit` has it.
         state: How it stands.
-        stage: The running stage, "" before the first.
+        stage: The running stage, "" before the first; "send" and "fetch" are those of a remote job's files.
         step: Of the stage, of
         steps: so many.
         fraction: Share of the whole job that is done, 0 to 1, never falling: where work is done once more, what is left
@@ -262,10 +262,11 @@ class JobQueue:
         except OSError as error:
             self._end(job, "failed", Failure("bad_input", f"{error.filename} cannot be read.", "Check the path."))
             return
-        self._begin_transfer("put", files)
+        self._begin_transfer(job, "put", files)
 
-    def _begin_transfer(self, kind: Literal["put", "get"], files: list[tuple[Path, str]]) -> None:
+    def _begin_transfer(self, job: QueuedJob, kind: Literal["put", "get"], files: list[tuple[Path, str]]) -> None:
         assert self._files_command is not None
+        job.stage = "send" if kind == "put" else "fetch"
         self._transfer = Transfer(self._files_command, kind, files, self.backend.environment, self._clock)
 
     def _move_files(self) -> None:
@@ -320,7 +321,7 @@ class JobQueue:
                 job.preview = Path(str(message["path"]))
         elif message["type"] == "result":
             if self._files_command is not None:
-                self._begin_transfer("get", results(job.id, job.folder))
+                self._begin_transfer(job, "get", results(job.id, job.folder))
             else:
                 self._done(job, Path(str(message["path"])))
         elif message["type"] == "error":
@@ -329,7 +330,7 @@ class JobQueue:
                 self._end(job, "cancelled")
             elif failure.log and self._files_command is not None:
                 self._far_failure = failure  # with its log, which lies there
-                self._begin_transfer("get", [(job.folder / "log.txt", f"{job.id}/log.txt")])
+                self._begin_transfer(job, "get", [(job.folder / "log.txt", f"{job.id}/log.txt")])
             else:
                 self._end(job, "failed", failure)
         self._changed.append(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import socket
 import socketserver
@@ -340,6 +341,7 @@ class TestDownload:
     def test_a_socks_proxy_without_its_package_is_explained(
         self, beside: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        importlib.import_module("httpcore2")  # which remembers for good whether the package was there
         monkeypatch.setitem(sys.modules, "socksio", None)
         monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
         monkeypatch.setenv("HTTPS_PROXY", beside)
@@ -365,6 +367,13 @@ class TestDownload:
             huggingface_hub.close_session()
         assert set(asked) == {b"hub.invalid"}
         assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
+
+    def test_a_socks_proxy_that_is_none_is_explained(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("socksio")
+        monkeypatch.setenv("ALL_PROXY", hub.url.replace("http", "socks5"))
+        huggingface_hub.close_session()
+        with pytest.raises(ModelError, match="does not answer as a SOCKS proxy"):
+            model_hub.download(accepted("sv3d_u"))
 
     def test_two_processes_do_not_write_the_same_file(self, hub: Hub) -> None:
         from filelock import FileLock
