@@ -297,7 +297,7 @@ def parse_overrides(settings: Settings, assignments: Iterable[str]) -> Settings:
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"--set {text} has no '='.", "Write section.name=value, for example fit.iterations=800.")
+            raise InputError(f"{text} has no '='.", "Write section.name=value, for example fit.iterations=800.")
         settings = changed(settings, name.strip(), value.strip())
     return settings
 

@@ -11,10 +11,11 @@ import pytest
 
 import im3d
 from im3d import cli
-from im3d.errors import ModelError
+from im3d.errors import Im3dError, ModelError
 from im3d.models import models, require
 
 PACKAGE = Path(im3d.__file__).parent
+KINDS = {kind.__name__ for kind in (Im3dError, *Im3dError.__subclasses__())}
 # What only a terminal starts: these may speak its language.
 TERMINAL = {"commands", "evaluate", "bench", "training", "cli.py", "batch.py"}
 # Being reworked; they follow.
@@ -43,6 +44,22 @@ def sentences(tree: ast.AST) -> Iterator[tuple[int, str]]:
             for part in (p for argument in node.args for p in ast.walk(argument)):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield node.lineno, part.value
+
+
+def remedies(tree: ast.AST) -> Iterator[str]:
+    """What is given as the third argument of our errors, as far as it is written there."""
+    for node in ast.walk(tree):
+        name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+        if name in KINDS and len(node.args) > 2:  # type: ignore[attr-defined]
+            given = node.args[2]  # type: ignore[attr-defined]
+            first = given.values[0] if isinstance(given, ast.JoinedStr) else given
+            if isinstance(first, ast.Constant):
+                yield str(first.value)
+
+
+def test_every_remedy_is_one_that_both_sides_know() -> None:
+    given = {r.split()[0] for p in PACKAGE.rglob("*.py") for r in remedies(ast.parse(p.read_text("utf-8"))) if r}
+    assert {"download", "licence", "token", "draft", "resume"} >= given >= {"download", "licence", "token", "draft"}
 
 
 def test_no_sentence_that_the_panel_shows_names_a_command_line() -> None:
