@@ -67,7 +67,9 @@ def _pieces(text: str) -> list[str]:
     for character in text:
         wide = unicodedata.east_asian_width(character) in "WF"
         after_separator = bool(pieces) and pieces[-1][-1] in "/\\_" and len(pieces[-1]) > 1
-        if not pieces or character == " " or wide or after_separator or _is_wide(pieces[-1]):
+        if pieces and wide and unicodedata.category(character) in ("Pe", "Po"):  # no line begins with these
+            pieces[-1] += character
+        elif not pieces or character == " " or wide or after_separator or _is_wide(pieces[-1]):
             pieces.append(character)
         else:
             pieces[-1] += character

@@ -79,7 +79,9 @@ def start(extension: str, jobs: str) -> Any:
     bpy.context.preferences.system.use_online_access = True
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
     module("backend_state").refresh(bpy.context)
-    module("wrapping").break_lines = lambda text, *_: [text]  # there is no sidebar whose width counts
+    wrapping = module("wrapping")
+    wrapping.in_lines = wrapping.break_lines
+    wrapping.break_lines = lambda text, *_: [text]  # there is no sidebar whose width counts
     return bpy.context.scene.im3d
 
 
@@ -132,7 +134,8 @@ def reasons(extension: str, jobs: str) -> dict[str, Any]:
 
 def listed(extension: str, jobs: str) -> dict[str, Any]:
     start(extension, jobs)
-    return {"drawn": [(kind, text) for kind, text, _ in drawn("IM3D_PT_models")]}
+    japanese = module("wrapping").in_lines("モデルが必要です。", 8, len)
+    return {"drawn": [(kind, text) for kind, text, _ in drawn("IM3D_PT_models")], "japanese": japanese}
 
 
 def until(done: Any) -> None:
