@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from im3d.errors import InputError
 from im3d.images import FloatArray, bled, resized
@@ -32,14 +31,6 @@ class Crop:
     top: float
     side: float
     size: int
-
-    def from_picture(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions (…, 2) in the picture (pixel centres at +0.5) to positions in the result."""
-        return (np.asarray(xy, dtype=np.float64) - (self.left, self.top)) * (self.size / self.side)
-
-    def to_picture(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The inverse of `from_picture`."""
-        return np.asarray(xy, dtype=np.float64) * (self.side / self.size) + (self.left, self.top)
 
     def apply(self, rgba: FloatArray) -> FloatArray:
         """The window of a picture (H, W, 4), straight alpha: (size, size, 4). Outside the picture it is transparent."""

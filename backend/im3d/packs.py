@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ from im3d.orbit import GLTF_FROM_WORLD
 from im3d.paths import cache_folder
 
 Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 TEST_OBJECTS = 40
 TEST_GROUP = 2
 VALIDATION_ONE_IN = 20
@@ -88,11 +87,6 @@ class Prop:
     def world_vertices(self) -> list[NDArray[np.float32]]:
         """The parts' vertices, (V, 3) each, in this product's world: Z up, front −Y, centred, longest side 1."""
         return to_world([p.vertices for p in self.parts])
-
-
-def split_of(prop: Prop) -> Split:
-    """The split that an object belongs to."""
-    return prop.split
 
 
 class Pack:

@@ -160,14 +160,15 @@ class Installation:
     def _activate(self, steps: Steps) -> None:
         """Puts the new environment in the place of the old one, which goes."""
         spec = self._spec
+        key = steps.folder.name  # not `spec.key`: the add-on may have been updated meanwhile
         content = {
             "python": steps.python.relative_to(self._home).as_posix(),
             "version": spec.version,
             "accelerator": spec.accelerator,
-            "key": spec.key,
+            "key": key,
         }
         write_json(steps.root / CURRENT, content)
         for entry in steps.root.iterdir():
             # A Blender that still runs the old one on Windows holds its files: they go the next time.
-            if entry.is_dir() and entry.name not in (spec.key, "uv", "python"):
+            if entry.is_dir() and entry.name not in (key, "uv", "python"):
                 shutil.rmtree(entry, ignore_errors=True)

@@ -163,13 +163,6 @@ class JobQueue:
         self.jobs.append(job)
         return job
 
-    def retry(self, id: str, seed: int | None = None) -> QueuedJob:
-        """Queues the same request as a new job, with another seed if one is given."""
-        request = dict(self._find(id).request)
-        if seed is not None:
-            request["seed"] = seed
-        return self.submit(request)
-
     def cancel(self, id: str) -> None:
         """Stops a job; it stays resumable."""
         job = self._find(id)

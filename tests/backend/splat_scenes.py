@@ -7,7 +7,7 @@ from torch import Tensor
 
 from im3d.orbit import Cameras
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import MAX_ALPHA, MIN_ALPHA, project
+from im3d.splats.project import MAX_ALPHA, MIN_ALPHA, Projected, project_views
 
 
 def random_gaussians(count: int, spread: float, seed: int) -> Gaussians:
@@ -23,6 +23,14 @@ def random_gaussians(count: int, spread: float, seed: int) -> Gaussians:
         torch.rand(count, 3, generator=generator),
     )
     return Gaussians(*(t.requires_grad_() for t in tensors))
+
+
+def project(gaussians: Gaussians, cameras: Cameras, index: int = 0) -> Projected:
+    """The Gaussians as one camera sees them."""
+    views = project_views(gaussians, cameras[index])
+    return Projected(
+        views.means2d[0], views.conics[0], views.depths[0], views.extents[0], views.visible[0], views.opacities
+    )
 
 
 def dense_render(gaussians: Gaussians, camera: Cameras) -> tuple[Tensor, Tensor]:

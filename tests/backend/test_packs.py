@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from im3d.errors import InputError
-from im3d.packs import TEST_OBJECTS, Pack, split_of, to_world
+from im3d.packs import TEST_OBJECTS, Pack, to_world
 
 
 def write_pack(path: Path, objects: int, groups: int | None) -> Path:
@@ -62,7 +62,7 @@ def test_split_is_exact_and_keeps_groups(tmp_path: Path) -> None:
     assert 5 <= pack.splits.count("validation") <= 60
     of_group: dict[str, set[str]] = {}
     for prop in pack:
-        of_group.setdefault(prop.group, set()).add(split_of(prop))
+        of_group.setdefault(prop.group, set()).add(prop.split)
     assert all(len(splits) == 1 for splits in of_group.values())
 
 

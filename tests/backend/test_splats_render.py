@@ -9,14 +9,14 @@ import numba
 import numpy as np
 import pytest
 import torch
-from splat_scenes import dense_render, random_gaussians
+from splat_scenes import dense_render, project, random_gaussians
 from torch import Tensor
 
 from im3d.errors import InputError
 from im3d.orbit import Cameras, Orbit
 from im3d.splats import rasterize_cpu, rasterize_cuda, rasterize_warp
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import MIN_ALPHA, Projected, project
+from im3d.splats.project import MIN_ALPHA, Projected
 from im3d.splats.project_cpu import project_fused
 from im3d.splats.rasterize_cpu import TILE, bin_tiles
 from im3d.splats.render import best_rasterizer, blending_weights, render

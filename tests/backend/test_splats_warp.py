@@ -10,7 +10,7 @@ import analytic
 import numpy as np
 import pytest
 import torch
-from splat_scenes import dense_render, random_gaussians
+from splat_scenes import dense_render, project, random_gaussians
 from torch import Tensor
 
 if sys.platform == "darwin":
@@ -23,7 +23,7 @@ from im3d.settings import FitSettings
 from im3d.splats import rasterize_cuda, rasterize_warp
 from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import project, project_views
+from im3d.splats.project import project_views
 from im3d.splats.rasterize_cpu import bin_tiles
 from im3d.splats.render import Rasterizer, best_rasterizer, blending_weights, rasterizers, ready_rasterizer, render
 

@@ -15,7 +15,16 @@ from im3d.orbit import look_at_origin
 from im3d.packs import Part, Prop
 from im3d.training import render, volumes
 from im3d.training.batches import Changes
-from im3d.training.grids import CELLS, DISTANCE_STEP, NEAR, SHEET_SWELL, SOLID_SWELL, GridSet, distance_grid, distances
+from im3d.training.grids import (
+    AT_SURFACE,
+    CELLS,
+    DISTANCE_STEP,
+    NEAR,
+    SHEET_SWELL,
+    SOLID_SWELL,
+    GridSet,
+    distance_grid,
+)
 from im3d.training.orbits import OrbitSet
 from im3d.training.volumes import OrbitVolumes
 
@@ -30,6 +39,11 @@ def box(*missing: str, color: tuple[float, float, float] = (1.0, 0.0, 0.0)) -> P
         faces += [[len(vertices) + i for i in f] for f in ((0, 1, 2), (0, 2, 3))]
         vertices += np.insert(corners, axis, sign * 0.5, axis=1).tolist()
     return Part(np.array(vertices, np.float32), np.array(faces, np.int32), None, color, None, False, 1.0)
+
+
+def distances(cells: np.ndarray) -> np.ndarray:
+    """Signed distances (…) to the surface of cells (…, 4), in units of the prop's unit sphere, negative inside."""
+    return (AT_SURFACE - cells[..., 3].astype(np.float32)) * DISTANCE_STEP
 
 
 def prop(*parts: Part) -> Prop:

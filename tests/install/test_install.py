@@ -85,6 +85,20 @@ def test_an_upgrade_that_fails_leaves_the_old_one(home: Path, spec: Any) -> None
     assert newer.key in kept
 
 
+def test_an_add_on_that_is_updated_meanwhile_loses_nothing(home: Path, spec: Any, monkeypatch: Any) -> None:
+    steps = importlib.import_module("extension.im3d_blender.install.steps")
+    check = steps.Steps._check
+
+    def check_and_update(self: Any) -> None:
+        check(self)
+        (spec.sources / "im3d_blender" / "importing.py").write_text("# newer")
+
+    monkeypatch.setattr(steps.Steps, "_check", check_and_update)
+    assert run(home, spec).failure is None
+    assert answer(home) == {"torch": "1.0"}
+    assert install.find_installed(home).key != spec.key  # so that the newer one can be installed
+
+
 def test_stopping_is_heard_at_once_and_loses_nothing(home: Path, spec: Any, index: PackageIndex, wheels: Path) -> None:
     (name,) = (p.name for p in wheels.glob("torch-*.whl"))
     index.faults[name] = "stall"

@@ -260,7 +260,7 @@ def test_errors_of_a_job_are_its_own(scene: Callable[..., Scene]) -> None:
         "failed",
         Failure("model_missing", "No model.", "Get it.", "l", "download sv3d_p"),
     )
-    other = s.queue.retry(job.id, seed=5)
+    other = s.queue.submit({**job.request, "seed": 5})
     assert (other.request, other.id != job.id) == ({**REQUEST, "seed": 5}, True)
     s.queue.remove(job.id)
     assert s.queue.jobs == [other]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from im3d.errors import InputError
 from im3d.evaluate.run import GIVEN_VIEWS, Plan
 from im3d.settings import FitSettings
 
 Ablation = Literal["losses", "frames", "representation", "iterations", "noise"]
-ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 
 # The product compares given views by colour alone; what imitates or compares generators must say the paper's weights.
 _PAPER = FitSettings()

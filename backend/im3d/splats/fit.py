@@ -79,7 +79,6 @@ class SplatFit:
         self.perceptual = perceptual if settings.lpips > 0 else None
         self.policy = densify.DensifyPolicy(max_gaussians=settings.max_gaussians)
         self.iteration = 0
-        self._last_losses: dict[str, Tensor] = {}
         self.tilt: torch.nn.Parameter | None = None
         self.retarget(views)
         self._start_from(initial_gaussians(views, settings, seed))
@@ -125,11 +124,6 @@ class SplatFit:
     def set_tilt_rate(self, rate: float) -> None:
         """Changes the learning rate of the elevation."""
         self._tilt_optimizer.param_groups[0]["lr"] = rate
-
-    @property
-    def last_losses(self) -> dict[str, float]:
-        """The weighted losses of the last iteration."""
-        return {name: float(value) for name, value in self._last_losses.items()}
 
     @property
     def perceptual_name(self) -> str:
@@ -213,8 +207,7 @@ class SplatFit:
 
         rendered = render(self._activated(), self.cameras[rows], self.rasterizer, tilt=self.tilt)
         images = rendered.over(BACKGROUNDS[background]).permute(0, 3, 1, 2)
-        loss, parts = self.losses(images, rendered.alpha, rows, background)
-        self._last_losses.update(parts)
+        loss, _ = self.losses(images, rendered.alpha, rows, background)
         loss.backward()
         with torch.no_grad():
             self.statistics["gradient"] += (rendered.screen_gradients() * rendered.visible).sum(dim=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -57,19 +56,11 @@ def camera_covariance(gaussians: Gaussians, viewmat: Tensor) -> Tensor:
     return A @ A.transpose(1, 2)
 
 
-def project(gaussians: Gaussians, cameras: Cameras, index: int = 0) -> Projected:
-    """Projects the Gaussians into camera `index`; gradients flow to means, quats, scales and opacities.
+def project_views(gaussians: Gaussians, cameras: Cameras) -> Projected:
+    """Projects the Gaussians into all C cameras at once; gradients flow to means, quats, scales and opacities.
 
     The Jacobian of the perspective map is taken at the centre, clamped to 1.3 times the field of view as in 3DGS.
     """
-    views = project_views(gaussians, cameras[index])
-    return Projected(
-        views.means2d[0], views.conics[0], views.depths[0], views.extents[0], views.visible[0], views.opacities
-    )
-
-
-def project_views(gaussians: Gaussians, cameras: Cameras) -> Projected:
-    """Projects the Gaussians into all C cameras at once, as `project` does into one."""
     V = torch.from_numpy(cameras.viewmats).to(gaussians.device, non_blocking=True)
     R = V[:, :3, :3]
     f, size, shape = cameras.focal, cameras.size, (len(cameras), len(gaussians))
@@ -95,12 +86,3 @@ def project_views(gaussians: Gaussians, cameras: Cameras) -> Projected:
         inside = ((means2d + extents > 0) & (means2d - extents < size)).all(dim=-1)
         visible = (p[..., 2] > NEAR) & (gaussians.opacities > MIN_ALPHA) & inside & (det > 0)
     return Projected(means2d, conics, p[..., 2], extents, visible, gaussians.opacities)
-
-
-def screen_gradient_scale(size: int) -> float:
-    """Pixels → normalised device coordinates, the unit in which 3DGS thresholds are stated."""
-    return 0.5 * size
-
-
-def inverse_sigmoid(x: float) -> float:
-    return math.log(x / (1 - x))

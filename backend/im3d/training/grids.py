@@ -47,7 +47,7 @@ class GridSet:
 
     Attributes:
         cells: (N, CELLS, CELLS, CELLS, 4) uint8 by z, y, x of `im3d.orbit`'s world: colour, and how far inside a cell's
-            centre lies (`distances` has it in numbers).
+            centre lies, in steps of `DISTANCE_STEP` above `AT_SURFACE`.
         half_size: (N, 3) float32 half sides of the spanned box in x, y, z; the longest is 1/2 and a margin.
         prop: (N,) "pack name/prop id", as in `OrbitSet`.
     """
@@ -55,12 +55,6 @@ class GridSet:
     cells: NDArray[np.uint8]
     half_size: NDArray[np.float32]
     prop: NDArray[np.str_]
-
-
-def distances(cells: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Signed distances (…) to the surface of cells (…, 4), in units of the prop's unit sphere, negative inside."""
-    inside: NDArray[np.float32] = (cells[..., 3].astype(np.float32) - AT_SURFACE) * DISTANCE_STEP
-    return -inside
 
 
 def distance_grid(prop: Prop, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
