@@ -16,6 +16,7 @@ from .remedies_ui import draw_account
 from .wrapping import wrapped
 
 ACCOUNT = "Requires a Hugging Face account: accept the terms on the model page, then paste your token."
+DIALOG_WIDTH = 360  # at scale 1
 OFFLINE = "Online access is switched off in Blender."
 COMMERCIAL = {
     "yes": "Commercial use: allowed",
@@ -77,7 +78,7 @@ class IM3D_OT_download_model(bpy.types.Operator):
         return backend_state.is_ready(context) and not backend_state.is_working()
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        return context.window_manager.invoke_props_dialog(self, width=360, confirm_text="Download")
+        return context.window_manager.invoke_props_dialog(self, width=DIALOG_WIDTH, confirm_text="Download")
 
     def draw(self, context: bpy.types.Context) -> None:
         facts = backend_state.model(self.model)
@@ -85,11 +86,11 @@ class IM3D_OT_download_model(bpy.types.Operator):
         if facts is None:
             return
         layout.label(text=f"{facts.title} ({facts.size})", translate=False)
-        wrapped(layout, context, facts.licence, "TEXT")
+        wrapped(layout, context, facts.licence, "TEXT", dialog=DIALOG_WIDTH)
         layout.label(text=COMMERCIAL[facts.commercial])
         layout.operator("wm.url_open", text="Read the Licence", icon="URL").url = facts.licence_url
         if facts.gated:
-            wrapped(layout, context, _(ACCOUNT), "USER")
+            wrapped(layout, context, _(ACCOUNT), "USER", dialog=DIALOG_WIDTH)
             draw_account(layout, context, facts)
         layout.prop(self, "accept")
 

@@ -70,7 +70,7 @@ def draw_backend(layout: bpy.types.UILayout, context: bpy.types.Context) -> None
     if state.installation is not None:
         draw_progress(layout, context, _(state.progress.message) if state.progress else "", _fraction())
     elif host:
-        layout.label(text=_("Jobs run on {}").format(host), icon="URL", translate=False)
+        wrapped(layout, context, _("Jobs run on {}").format(host), "URL")
         if not online():
             draw_allow_online(layout, context)
     elif state.installed is None:

@@ -13,16 +13,28 @@ MARGIN = 68  # pixels at scale 1 that the frame of the sidebar, its tabs and a b
 PLAIN_MARGIN = 54  # the same without a box
 NESTED_MARGIN = 80  # the same in a box within a box
 ICON = 28  # an icon before the text, with what Blender leaves around it
+DIALOG_MARGIN = 28  # the rim of a dialog, and that of the label
 BUTTON_MARGIN = 32  # what the icon and the rims of a button take beside its text
 LINES = 8
 
 
 def wrapped(
-    layout: bpy.types.UILayout, context: bpy.types.Context, text: str, icon: str = "NONE", margin: int = MARGIN
+    layout: bpy.types.UILayout,
+    context: bpy.types.Context,
+    text: str,
+    icon: str = "NONE",
+    margin: int = MARGIN,
+    dialog: int = 0,
 ) -> None:
-    """Draws a text, already translated, as labels of at most the region's width."""
+    """Draws a text, already translated, as labels of at most the region's width.
+
+    Args:
+        margin: What of it is taken by other things, in pixels at scale 1.
+        dialog: Width of the dialog in which it is drawn, which is no region of its own; pixels at scale 1.
+    """
     scale = context.preferences.system.ui_scale
-    width = _width(context, margin + (ICON if icon != "NONE" else 0))
+    beside = ICON if icon != "NONE" else 0
+    width = (dialog - DIALOG_MARGIN - beside) * scale if dialog else _width(context, margin + beside)
     column = layout.column(align=True)
     column.scale_y = 0.8
     lines = break_lines(text, max(width, 60 * scale), _measure(context))
@@ -66,7 +78,7 @@ def _pieces(text: str) -> list[str]:
     pieces: list[str] = []
     for character in text:
         wide = unicodedata.east_asian_width(character) in "WF"
-        after_separator = bool(pieces) and pieces[-1][-1] in "/\\_" and len(pieces[-1]) > 1
+        after_separator = bool(pieces) and pieces[-1][-1] in "/\\_@" and len(pieces[-1]) > 1
         if pieces and wide and unicodedata.category(character) in ("Pe", "Po"):  # no line begins with these
             pieces[-1] += character
         elif not pieces or character == " " or wide or after_separator or _is_wide(pieces[-1]):

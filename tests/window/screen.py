@@ -1,0 +1,109 @@
+"""The window as it is on the screen, read from Xvfb's memory. Runs inside Blender."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import bpy
+import numpy as np
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the screen
+MOST_DRAWS = 150
+
+
+class Screen:
+    """Xvfb's picture of the screen (`-fbdir`).
+
+    Args:
+        file: Its framebuffer, a window dump (XWD).
+    """
+
+    def __init__(self, file: Path) -> None:
+        with open(file, "rb") as opened:
+            self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        header = struct.unpack(">25I", self._map[:100])
+        self._start, self._row = header[0] + 12 * header[19], header[12]
+        self.width, self.height = header[4], header[5]
+
+    def frame(self) -> np.ndarray:
+        """What is on the screen where windows are, (H, W) numbers 0xRRGGBB."""
+        pixels = np.frombuffer(self._map, "<u4", self._row // 4 * self.height, self._start)
+        right = max(window.x + window.width for window in bpy.context.window_manager.windows)
+        return pixels.reshape(self.height, -1)[:, : min(right, self.width)].copy()
+
+    def settled(self, equal: int = 1) -> Iterator[None]:
+        """To be yielded from: until so many draws have changed nothing, and all pictures are loaded."""
+        before, still = None, 0
+        for _ in range(MOST_DRAWS):
+            for window in bpy.context.window_manager.windows:
+                for region in (r for area in window.screen.areas for r in area.regions):
+                    # The scene is dear to draw without a graphics card, and nobody looks at it.
+                    if region.type != "WINDOW" or window.screen.areas[0].type != "VIEW_3D":
+                        region.tag_redraw()
+            yield  # Blender draws before it comes back to its timers
+            now = self.frame()
+            still = still + 1 if before is not None and np.array_equal(before, now) else 0
+            if still >= equal and not bpy.app.is_job_running("RENDER_PREVIEW"):
+                return
+            before = now
+        raise RuntimeError("the window never stood still")
+
+    def box_of(self, window: bpy.types.Window, region: bpy.types.Region, whole: bool = False) -> Box:
+        """Where a region is on the screen; its last rows of plain background left out, unless the whole is wanted."""
+        left, top = window.x + region.x, self.height - window.y - region.y - region.height
+        box = (left, top, left + region.width, top + region.height)
+        if whole:
+            return box
+        rows = cut(self.frame(), box)
+        plain = (rows == rows[-16]).all(axis=1)  # the last ones have rounded corners
+        plain[-16:] = True
+        used = np.flatnonzero(~plain)
+        return (*box[:3], top + min(int(used[-1]) + 12 if len(used) else 1, region.height))
+
+
+def cut(frame: np.ndarray, box: Box) -> np.ndarray:
+    left, top, right, bottom = box
+    return frame[top:bottom, left:right]
+
+
+def changed(a: np.ndarray, b: np.ndarray, within: Box) -> Box | None:
+    """The smallest box in a box outside which two frames are equal there; None when nothing differs."""
+    different = cut(a, within) != cut(b, within)
+    if not different.any():
+        return None
+    rows, columns = np.flatnonzero(different.any(axis=1)), np.flatnonzero(different.any(axis=0))
+    left, top = within[:2]
+    return left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
+
+
+def marked(frame: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, int]:
+    """The frame with a red line under everything in which the other differs, and how many rows of text that are."""
+    different = frame != other
+    rows = different.any(axis=1)
+    count = int(rows[0]) + int((rows[1:] & ~rows[:-1]).sum())
+    out = frame.copy()
+    for row in np.flatnonzero(rows & ~np.append(rows[1:], False)):
+        columns = np.flatnonzero(different[row])
+        out[row : row + 2, max(0, int(columns[0]) - 30) : int(columns[-1]) + 2] = 0xFF0000
+    return out, count
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes (H, W) numbers 0xRRGGBB; complete or not at all."""
+    height, width = pixels.shape
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)
+    for channel, shift in enumerate((16, 8, 0)):
+        rows[:, 1 + channel :: 3] = pixels >> shift & 255
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+              (b"IDAT", zlib.compress(rows.tobytes(), 4)), (b"IEND", b"")]  # fmt: skip
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, data in chunks:
+            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+    os.replace(part, path)

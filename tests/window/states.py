@@ -1,0 +1,360 @@
+"""The states of the panel that are pictured: name, what shows it, and a function that arranges it.
+
+To add one, write a function with its name and mark it:
+
+    @state
+    def token_missing(stage):
+        '''The sentence that says what is seen.'''
+        stage.models("mini")
+        stage.settings.generator = "sv3d_p"
+
+It starts from `Stage.reset` (see there) and changes properties, `stage.backend` (the snapshot that the panel draws
+from), or the queue (`stage.queue(stage.job("barrel", "running", fraction=0.5))`, `stage.failed(code, message, …)`).
+What the picture shows is the sidebar, unless `state` is told otherwise:
+
+    @state(shows="POPUP")          a dialog or a menu that the function opens, closed with Esc afterwards
+    @state(shows="PREFERENCES")    the add-on's preferences
+    @state(shows="FILES")          the options beside a file browser that the function opens
+
+Every state is drawn in both Blenders, at both scales, in both themes and languages; a text that is cut off in one of
+them, or a picture that is missing, fails the run. `python tests/window/run.py --states token_missing sid` draws one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bpy
+from stage import Stage, part
+
+SIDEBAR, POPUP, PREFERENCES, FILES = "SIDEBAR", "POPUP", "PREFERENCES", "FILES"
+PROMPT = "a wooden treasure chest with iron bands"
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of the panel.
+
+    Attributes:
+        name: Of the picture.
+        shows: What is pictured.
+        arrange: Brings it about.
+    """
+
+    name: str
+    shows: str
+    arrange: Callable[[Stage], None]
+
+
+STATES: list[State] = []
+
+
+def state(arrange: Callable[[Stage], None] | None = None, *, shows: str = SIDEBAR, name: str = "") -> Any:
+    """Marks a function, by default under its own name."""
+
+    def add(function: Callable[[Stage], None]) -> Callable[[Stage], None]:
+        STATES.append(State(name or function.__name__, shows, function))
+        return function
+
+    return add(arrange) if arrange is not None else add
+
+
+# ---------------------------------------------------------------- the pictures of the documents
+
+
+@state
+def panel_idle(stage: Stage) -> None:
+    """The panel before a job, with its details."""
+    idle(stage)
+    stage.panels.add("IM3D_PT_main")
+
+
+@state
+def panel_running(stage: Stage) -> None:
+    running(stage)
+    stage.panels.add("IM3D_PT_queue")
+
+
+@state
+def panel_history(stage: Stage) -> None:
+    stage.panels.add("IM3D_PT_jobs")
+
+
+@state
+def panel_error(stage: Stage) -> None:
+    _failed(stage, FAILURES["background"])
+    stage.panels.add("IM3D_PT_queue")
+
+
+# ---------------------------------------------------------------- what a job is made from
+
+
+@state
+def prompt_empty(stage: Stage) -> None:
+    stage.settings.source = "PROMPT"
+
+
+@state
+def idle(stage: Stage) -> None:
+    settings = stage.settings
+    settings.source, settings.prompt, settings.seed = "PROMPT", PROMPT, 4711
+    settings.lock_seed = settings.show_details = True
+
+
+@state
+def image_empty(stage: Stage) -> None:
+    stage.settings.source = "IMAGE"
+
+
+@state
+def image_chosen(stage: Stage) -> None:
+    settings = stage.settings
+    settings.source, settings.image = "IMAGE", stage.image("refrigerator.png")
+    settings.show_details = settings.know_elevation = settings.as_asset = True
+
+
+@state
+def orbit_empty(stage: Stage) -> None:
+    stage.settings.source = "VIEWS"
+
+
+@state
+def orbit_chosen(stage: Stage) -> None:
+    settings = stage.settings
+    settings.source, settings.views = "VIEWS", "//turntable.mp4"
+    settings.show_details = settings.know_elevation = True
+
+
+def _generator(stage: Stage, generator: str) -> None:
+    stage.models()
+    stage.settings.source, stage.settings.generator = "IMAGE", generator
+
+
+for _item in part("job_request").GENERATORS:
+    state(partial(_generator, generator=_item[0]), name=f"generator_{_item[0]}")
+
+
+@state
+def prompt_without_image_model(stage: Stage) -> None:
+    stage.models()
+    stage.settings.source, stage.settings.prompt = "PROMPT", PROMPT
+
+
+# ---------------------------------------------------------------- the backend
+
+
+@state
+def not_installed(stage: Stage) -> None:
+    stage.backend.installed = None
+    stage.models()
+
+
+@state
+def not_installed_offline(stage: Stage) -> None:
+    stage.backend.installed = None
+    bpy.context.preferences.system.use_online_access = False
+
+
+@state
+def installing(stage: Stage) -> None:
+    stage.backend.installed = None
+    stage.backend.installation = SimpleNamespace(cancel=lambda: None, poll=lambda: stage.backend.progress)
+    stage.backend.progress = part("install").InstallProgress("packages", 0.42, "Downloading packages: 2.1 of 5.0 GB")
+
+
+@state
+def install_failed(stage: Stage) -> None:
+    failure = part("link.backend").Failure(
+        "network", "The package index cannot be reached.", "Check the network and the proxy, then install again.", ""
+    )
+    stage.backend.installed = None
+    stage.backend.progress = part("install").InstallProgress("packages", 0.1, "", failure, True)
+
+
+@state
+def remote_host(stage: Stage) -> None:
+    stage.preferences.remote_host = "me@workstation.example.org"
+    stage.backend.installed = None
+
+
+@state
+def remote_host_offline(stage: Stage) -> None:
+    stage.preferences.remote_host = "me@workstation.example.org"
+    bpy.context.preferences.system.use_online_access = False
+
+
+@state
+def no_models(stage: Stage) -> None:
+    stage.models()
+
+
+@state
+def downloading(stage: Stage) -> None:
+    _download(stage, fraction=0.3)
+
+
+@state
+def download_starts(stage: Stage) -> None:
+    _download(stage, fraction=None)
+
+
+@state
+def download_failed(stage: Stage) -> None:
+    _download(stage, done=True, error="The model hub cannot be reached. Check the network and try again.")
+
+
+def _download(stage: Stage, **facts: Any) -> None:
+    stage.models()
+    stage.settings.source, stage.settings.generator = "IMAGE", "sv3d_p"
+    state = part("tasks").TaskState(**facts)
+    title = next(model.title for model in stage.backend.models if model.name == "sv3d_p")
+    stage.backend.task = SimpleNamespace(title=title, state=state, cancel=lambda: None, poll=lambda: state)
+    stage.backend.task_model, stage.backend.task_place = "sv3d_p", "generate"
+
+
+# ---------------------------------------------------------------- jobs
+
+
+@state
+def running(stage: Stage) -> None:
+    """A job under way with its pictures, two that wait."""
+    made = stage.finished()
+    frames = sorted((made / "views").glob("*.png"))
+    stage.queue(
+        stage.job("refrigerator", "running", stage="fit", step=740, steps=1200, fraction=0.58, eta_s=41.0,
+                  preview=made / "preview.png", frames=frames),
+        stage.job("barrel"),
+        stage.job("market stall"),
+    )  # fmt: skip
+
+
+@state
+def starting(stage: Stage) -> None:
+    stage.queue(stage.job("barrel", "running"))
+
+
+@state
+def each_stage(stage: Stage) -> None:
+    """The words for all stages, with the longest time left."""
+    stages = part("queue_ui").STAGES
+    stage.queue(*(stage.job(name, "running", stage=name, fraction=0.1, eta_s=5000.0) for name in stages))
+
+
+@state
+def cancelled(stage: Stage) -> None:
+    stage.queue(stage.job("barrel", "cancelled", stage="fit", fraction=0.4))
+
+
+@state
+def done_with_a_note(stage: Stage) -> None:
+    job = stage.job("barrel", "done", fraction=1.0)
+    known = stage.queue(job)
+    known.arriving.clear()
+    known.notes[job.id] = part("session").OTHER_FILE
+
+
+@state
+def left_unfinished(stage: Stage) -> None:
+    stage.queue().left = [Path("a"), Path("b")]
+
+
+FAILURES = {
+    "bad_input": ("bad_input", "There are no pictures in this folder.", "Choose a folder with two or more.", ""),
+    "background": ("bad_input", "The object cannot be separated from this background.",
+                   "Use the background remover, or give a mask.", "download isnet"),
+    "model_missing": ("model_missing", "Stable Video 3D, with camera is not installed.",
+                      "Download it first (9.4 GB).", "download sv3d_p"),
+    "licence": ("model_missing", "The licence of Stable Video 3D has not been accepted.", "Read it and accept it.",
+                "licence sv3d_p"),
+    "token": ("model_missing", "The model hub asks who you are before it hands this model out.",
+              "Accept the model's terms on its page and give your access token.", "token sv3d_p"),
+    "out_of_memory": ("out_of_memory", "The GPU's memory does not hold this job.",
+                      "Close other programs, or use the draft preset.", "draft"),
+    "disk": ("disk", "The disk is full.", "Free some space and continue the job.", "resume"),
+    "internal": ("internal", "Something in IM-3D broke: ValueError.", "Copy the diagnostics and report them.",
+                 "resume"),
+    "backend_missing": ("backend_missing", "The backend is not installed.", "Install it.", ""),
+    "backend_died": ("backend_died", "The backend ended unexpectedly, twice in the same step of this job.",
+                     "The log says more; try again, or with the draft preset.", "resume"),
+    "backend_hung": ("backend_hung", "The job reported nothing for half an hour.", "Try again.", "resume"),
+    "protocol": ("protocol", "The backend is older than its other half.", "Update the backend.", ""),
+    "remote": ("remote", "mesh.glb did not come back.", "Try again.", "resume"),
+    "import": ("import", "mesh.glb could not be imported: the file is damaged.", "", ""),
+}  # fmt: skip
+
+
+def _failed(stage: Stage, failure: tuple[str, str, str, str]) -> None:
+    stage.models()
+    stage.failed(*failure)
+
+
+for _name, _failure in FAILURES.items():
+    state(partial(_failed, failure=_failure), name=f"failed_{_name}")
+
+
+@state
+def failed_offline(stage: Stage) -> None:
+    stage.models()
+    stage.failed(*FAILURES["model_missing"])
+    bpy.context.preferences.system.use_online_access = False
+
+
+# ---------------------------------------------------------------- finished jobs
+
+
+@state
+def history(stage: Stage) -> None:
+    """Finished jobs, the last one chosen."""
+    stage.session.index = 0
+
+
+@state
+def history_empty(stage: Stage) -> None:
+    stage.session.jobs.clear()
+
+
+@state
+def history_nothing_found(stage: Stage) -> None:
+    stage.session.search = "spaceship"
+
+
+# ---------------------------------------------------------------- dialogs, menus, preferences
+
+
+@state(shows=POPUP)
+def menu_import(stage: Stage) -> None:
+    bpy.ops.wm.call_menu(name="TOPBAR_MT_file_import")
+
+
+def _download_dialog(stage: Stage, model: str) -> None:
+    stage.models()
+    bpy.ops.im3d.download_model("INVOKE_DEFAULT", model=model)
+
+
+for _model in ("sv3d_p", "isnet"):  # behind a login, and not
+    state(partial(_download_dialog, model=_model), shows=POPUP, name=f"dialog_download_{_model}")
+
+
+@state(shows=PREFERENCES)
+def preferences(stage: Stage) -> None:
+    """The add-on's preferences."""
+
+
+@state(shows=PREFERENCES)
+def preferences_not_installed(stage: Stage) -> None:
+    stage.backend.installed = None
+
+
+@state(shows=FILES)
+def files_import(stage: Stage) -> None:
+    bpy.ops.im3d.import_job("INVOKE_DEFAULT")
+
+
+@state(shows=FILES)
+def files_batch(stage: Stage) -> None:
+    bpy.ops.im3d.batch("INVOKE_DEFAULT")
