@@ -20,7 +20,7 @@ from .remedies_ui import (
     draw_model_download,
     draw_progress,
 )
-from .wrapping import PLAIN_MARGIN, wrapped
+from .wrapping import NESTED_MARGIN, PLAIN_MARGIN, wrapped
 
 # The groups of the list of models.
 PURPOSES = {
@@ -93,7 +93,7 @@ def _draw_offer(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     elif state.offer is not None:
         wrapped(layout, context, _(INSTALL_BUILDS[state.offer.accelerator]))
         gigabytes, seconds = state.offer.download / 1e9, 8 * state.offer.download / 1e8
-        size = _("{} GB to download: about {} minutes at 100 Mbit/s, {} at 20 Mbit/s.")
+        size = _("{} GB to download: about {} min at 100 Mbit/s, {} min at 20 Mbit/s.")
         minutes = (math.ceil(seconds / 60), math.ceil(5 * seconds / 60))
         wrapped(layout, context, size.format(f"{gigabytes:.1f}", *minutes))
     if not online():
@@ -109,9 +109,9 @@ def _draw_offer(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
 
 def _draw_install_failure(layout: bpy.types.UILayout, context: bpy.types.Context, failure: Failure) -> None:
     box = layout.box()
-    wrapped(box, context, _(failure.message), "ERROR")
+    wrapped(box, context, _(failure.message), "ERROR", NESTED_MARGIN)
     if failure.hint:
-        wrapped(box, context, _(failure.hint))
+        wrapped(box, context, _(failure.hint), margin=NESTED_MARGIN)
     if failure.log:
         box.operator("wm.path_open", text="Show Log", icon="TEXT").filepath = failure.log
 
