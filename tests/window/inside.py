@@ -190,7 +190,8 @@ def everything() -> Iterator[None]:
     if PLAN["python"]:
         from work import work
 
-        os.environ["IM3D_PYTHON"] = PLAN["python"]
+        # Compiled code beside the sources, where earlier tests have left it.
+        os.environ.update(IM3D_PYTHON=PLAN["python"], NUMBA_CACHE_DIR="")
         stage.reset()
         bpy.app.timers.register(session._tick, persistent=True)
         yield from work(OUT)

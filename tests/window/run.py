@@ -6,8 +6,7 @@ something raised, a picture is missing, or a text is cut off. Where no room can 
 
 Cut-off text is what Blender itself draws with "…" (fonts.py). So every label, button, menu entry, and value that it
 shortens is found, whatever the layout. Not found: a number field with its name inside it, which Blender shortens
-without "…" (ours stand in split columns, with the name outside), text under something that covers it, and what a user
-would have to scroll to.
+without "…", text under something that covers it, and what a user would have to scroll to.
 """
 
 from __future__ import annotations
