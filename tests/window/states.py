@@ -134,9 +134,43 @@ def orbit_chosen(stage: Stage) -> None:
     settings.show_details = settings.know_elevation = True
 
 
+def _cutting(stage: Stage, **facts: Any) -> None:
+    """Remove Background under way, or as it ended."""
+    stage.models()
+    image = stage.settings.image = stage.image("refrigerator.png")
+    state, task = part("cutout").state, part("tasks").TaskState(**facts)
+    state.task = SimpleNamespace(state=task, cancel=lambda: None, poll=lambda: task)
+    state.scene, state.image, state.mask = bpy.context.scene.name, image.name, ""
+
+
+@state
+def background_being_removed(stage: Stage) -> None:
+    _cutting(stage)
+
+
+@state
+def background_removed(stage: Stage) -> None:
+    settings = stage.settings
+    settings.image, settings.mask = stage.image("refrigerator.png"), stage.image("refrigerator.png")
+    settings.cutout = stage.image("refrigerator.png")
+    part("cutout").state.warnings = ["The object touches the left and the bottom of the picture and may be cut off."]
+
+
+@state
+def background_not_removed(stage: Stage) -> None:
+    _, message, hint, remedy = FAILURES["background"]
+    _cutting(stage, done=True, error=f"{message} {hint}", remedy=remedy)
+
+
+@state
+def background_remover_on_its_way(stage: Stage) -> None:
+    background_not_removed(stage)
+    _fetch(stage, "isnet", "cutout", fraction=0.3)
+
+
 def _generator(stage: Stage, generator: str) -> None:
     stage.models()
-    stage.settings.source, stage.settings.generator = "IMAGE", generator
+    stage.settings.image, stage.settings.generator = stage.image("refrigerator.png"), generator
 
 
 for _item in part("job_request").GENERATORS:
@@ -238,13 +272,22 @@ def download_failed(stage: Stage) -> None:
     _download(stage, done=True, error="The model hub cannot be reached. Check the network and try again.")
 
 
+@state
+def download_wants_a_token(stage: Stage) -> None:
+    _download(stage, done=True, **ACCOUNT)
+
+
 def _download(stage: Stage, **facts: Any) -> None:
-    stage.models()
-    stage.settings.source, stage.settings.generator = "IMAGE", "sv3d_p"
+    _generator(stage, "sv3d_p")
+    _fetch(stage, "sv3d_p", "generate", **facts)
+
+
+def _fetch(stage: Stage, model: str, place: str, **facts: Any) -> None:
+    """A model's download, under way or failed, where it was started."""
     state = part("tasks").TaskState(**facts)
-    title = next(model.title for model in stage.backend.models if model.name == "sv3d_p")
+    title = next(known.title for known in stage.backend.models if known.name == model)
     stage.backend.task = SimpleNamespace(title=title, state=state, cancel=lambda: None, poll=lambda: state)
-    stage.backend.task_model, stage.backend.task_place = "sv3d_p", "generate"
+    stage.backend.task_model, stage.backend.task_place = model, place
 
 
 # ---------------------------------------------------------------- jobs
@@ -331,6 +374,12 @@ FAILURES = {
 }  # fmt: skip
 
 
+ACCOUNT = {
+    "error": "SV3D requires a Hugging Face account. Accept the terms on the model page, then paste your token.",
+    "remedy": "token sv3d_p",
+}
+
+
 def _failed(stage: Stage, failure: tuple[str, str, str, str]) -> None:
     stage.models()
     stage.failed(*failure)
@@ -338,6 +387,19 @@ def _failed(stage: Stage, failure: tuple[str, str, str, str]) -> None:
 
 for _name, _failure in FAILURES.items():
     state(partial(_failed, failure=_failure), name=f"failed_{_name}")
+
+
+@state
+def failed_and_fetching(stage: Stage) -> None:
+    """The download that a failed job was missing, started there."""
+    _failed(stage, FAILURES["background"])
+    _fetch(stage, "isnet", "treasure chest", fraction=0.3)
+
+
+@state
+def failed_and_refused(stage: Stage) -> None:
+    _failed(stage, FAILURES["model_missing"])
+    _fetch(stage, "sv3d_p", "treasure chest", done=True, **ACCOUNT)
 
 
 @state
@@ -383,6 +445,12 @@ def menu_generator_without_models(stage: Stage) -> None:
 def dialog_many_pictures(stage: Stage) -> None:
     files = [{"name": f"{number}.png"} for number in range(5)]
     bpy.ops.im3d.drop_pictures("INVOKE_DEFAULT", directory=str(stage.pictures), files=files)
+
+
+@state(shows=POPUP)
+def menu_generator(stage: Stage) -> None:
+    stage.models()
+    bpy.ops.wm.call_menu(name="IM3D_MT_generator")
 
 
 def _download_dialog(stage: Stage, model: str) -> None:
