@@ -19,17 +19,7 @@ KINDS = {kind.__name__ for kind in (Im3dError, *Im3dError.__subclasses__())}
 # What only a terminal starts: these may speak its language.
 TERMINAL = {"commands", "evaluate", "bench", "training", "cli.py", "batch.py"}
 # Being reworked; they follow.
-LATER = {
-    "files.py",
-    "images.py",
-    "jobs.py",
-    "masks.py",
-    "model_hub.py",
-    "runner.py",
-    "settings.py",
-    "storage.py",
-    "isnet.py",
-}
+LATER = {"masks.py"}
 # Words that are no help where there are only buttons.
 COMMAND = re.compile(r"\bim3d (?:models|resume|generate|train|batch|doctor)\b|(?<!\w)--[a-z]|\bhf auth\b")
 
