@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from im3d.errors import InputError
 from im3d.orbit import GLTF_FROM_WORLD
 from im3d.paths import cache_folder
+from im3d.storage import require_file
 
 Split = Literal["train", "validation", "test"]
 TEST_OBJECTS = 40
@@ -120,6 +121,7 @@ class Pack:
             InputError: The file is absent or not a pack.
         """
         path = Path(path)
+        require_file(path, "a .npz.xz pack")
         try:
             plain = path if path.suffix == ".npz" else _unpacked(path, cache or cache_folder() / "packs")
             return cls(np.load(plain, allow_pickle=False), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from im3d import cli
+from im3d.errors import InputError
 from im3d.jobs import Job, Request
 from im3d.storage import write_json
 
@@ -54,6 +56,29 @@ def test_output_fits_into_every_encoding(encoding: str, finished: Path) -> None:
     refused = run(encoding, "generate", "--image", NAME, "--out", str(finished.parent / "new"), "--json")
     assert (refused.returncode, b"Traceback" in refused.stderr) == (2, False)
     assert json.loads(refused.stdout.decode(encoding))["message"].endswith(f"{NAME} does not exist.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--image", "PIPE", "--out", "OUT"],
+        ["generate", "--prompt", "x", "--image", "examples/cabinet.png", "--mask", "PIPE", "--out", "OUT"],
+        ["generate", "--views", "PIPE", "--out", "OUT"],
+        ["batch", "PIPE", "--out", "OUT"],
+        ["models", "download", "sv3d_u", "--from", "PIPE"],
+        ["train", "mini", "--pack", "PIPE", "--cache", "OUT/cache", "--out", "OUT"],
+    ],
+)
+def test_a_pipe_as_input_is_refused_at_once(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setenv("IM3D_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    os.mkfifo(tmp_path / "pipe.png")
+    places = {"PIPE": str(tmp_path / "pipe.png"), "OUT": str(tmp_path / "out"), "OUT/cache": str(tmp_path / "cache")}
+    assert cli.main([places.get(word, word) for word in command]) == InputError.exit_status
+    assert "is a pipe or a device" in capsys.readouterr().err
 
 
 def test_a_defect_is_reported_without_a_temporary_folder(

@@ -14,6 +14,7 @@ from im3d import models
 from im3d.errors import InputError, ModelError
 from im3d.models import Model, find_model
 from im3d.paths import models_folder
+from im3d.storage import require_file
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +97,8 @@ def _download(args: argparse.Namespace) -> int:
         raise InputError("--from holds the files of one model.", "Install the models one after another.")
     if args.source is not None and not Path(args.source).exists():
         raise InputError(f"{args.source} does not exist.", "Check the path.")
+    if args.source is not None and not Path(args.source).is_dir():
+        require_file(Path(args.source), "the model's file or folder")
     for model in chosen:
         _consent(model, args.accept_licence)
     for model in chosen:
