@@ -13,7 +13,6 @@ import contextlib
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -368,10 +367,11 @@ def _mark(folder: Path, status: Literal["cancelled", "failed"], error: dict[str,
 
 
 def _explanation(status: int) -> Im3dError:
-    if status == -signal.SIGKILL if sys.platform != "win32" else status == 137:
+    if status == (137 if sys.platform == "win32" else -9):  # killed
         return OutOfMemoryError(
             "The system ended the job twice at the same step, most likely because memory ran out.",
             "Use the preset draft, or close other programs, then resume the job.",
+            "draft",
         )
     how = f"signal {-status}" if status < 0 else f"status {status}"
     return Im3dError(f"The job's process crashed twice at the same step ({how}).", "The log has what it said.")

@@ -137,7 +137,7 @@ def _verify(args: argparse.Namespace) -> int:
     if damaged:
         raise ModelError(
             f"{', '.join(damaged)} is damaged: {' '.join(problems[damaged[0]])}",
-            f"Delete {find_model(damaged[0]).folder} and download it again.",
+            "Download it again.",
             f"download {damaged[0]}",
         )
     if args.json:
