@@ -30,7 +30,7 @@ def run_pipeline(
 
     Args:
         job: The job; finished steps are skipped.
-        listener: Receives progress, warning and preview messages, on this thread.
+        listener: Receives progress, warning and preview messages, not always on this thread.
         cancel: Set from outside to stop the job; it stays resumable.
         device: "auto", "cuda" or "cpu".
         blender: Blender executable for the .blend and the preview, where bpy is not installed.
@@ -62,7 +62,6 @@ def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender
     from im3d.stages import Stages
 
     stages = Stages(job, device, blender, lambda text: listener(message("warning", job.folder.name, message=text)))
-    step.machine = stages.machine
     job.state.timings_s["load"] = job.state.timings_s.get("load", 0.0) + time.monotonic() - start
     step("load", stages.load)
     if job.request.only_prompt:

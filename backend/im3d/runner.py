@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock, Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from im3d.errors import CancelledError, DiskError, Im3dError, OutOfMemoryError
 from im3d.job_progress import JobProgress
 from im3d.jobs import Job
-from im3d.machine import peak_memory_mb
 from im3d.progress import Progress
 from im3d.protocol import Message, message
 from im3d.storage import DISK_ERRORS
@@ -22,6 +21,14 @@ from im3d.storage import DISK_ERRORS
 Listener = Callable[[Message], None]
 # A preview a second is all that a panel can show; encoding more would slow the stage down.
 PREVIEW_SECONDS = 1.0
+# Where a stage says nothing for so long, as while a model is loaded, the share that is done goes on by itself,
+CREEP_S = 3.0
+# half of the way to the next report in the first so many seconds,
+HALF_WAY_S = 30.0
+# but not for ever: whoever hears nothing takes the job for hung.
+MOST_S = 600.0
+# Share of its step that loading a model counts for.
+LOADING = 0.3
 
 
 class StepRunner:
@@ -29,21 +36,17 @@ class StepRunner:
 
     Args:
         job: The job; its state tells which steps are finished.
-        listener: Receives progress and preview messages.
+        listener: Receives progress and preview messages, one at a time, not always on the thread of the work.
         cancel: Set from outside to stop at the next step of progress.
         progress: Of the whole job.
-
-    Attributes:
-        machine: What steps are done with here, for instance the device; noted for each step, since a job may be resumed
-            elsewhere.
     """
 
     def __init__(self, job: Job, listener: Listener, cancel: Event, progress: JobProgress) -> None:
         self.job = job
-        self.machine: dict[str, str] = {}
         self.listener = listener
         self.cancel = cancel
         self.progress = progress
+        self._telling = Lock()
 
     def report(self, stage: str, step: int, steps: int) -> None:
         """Tells the listener how far the job is.
@@ -53,8 +56,9 @@ class StepRunner:
         """
         if self.cancel.is_set():
             raise CancelledError("Cancelled.")
-        whole = {"fraction": round(self.progress.fraction, 4), "eta_s": self.progress.eta_s}
-        self.listener(message("progress", self.job.folder.name, stage=stage, step=step, steps=steps, **whole))
+        with self._telling:
+            whole = {"fraction": round(self.progress.fraction, 4), "eta_s": self.progress.eta_s}
+            self.listener(message("progress", self.job.folder.name, stage=stage, step=step, steps=steps, **whole))
 
     def __call__(self, step: str, work: Callable[[Progress], None], stage: str = "") -> None:
         """Runs `work` unless the step is finished already; its files must be complete when it returns.
@@ -70,11 +74,10 @@ class StepRunner:
         self.report(stage, 0, 1)
         self.job.log(f"{step}: start")
         start = time.monotonic()
-        work(_StepProgress(self, step, stage))
+        progress = _StepProgress(self, step, stage)
+        with progress.creeping():
+            work(progress)
         seconds = time.monotonic() - start
-        notes = self.job.state.notes
-        notes.setdefault("ran_with", {})[step] = self.machine
-        notes["peak_memory_mb"] = max(notes.get("peak_memory_mb", 0), int(peak_memory_mb()))
         self.job.finish(step, stage, seconds)
         self.progress.finish(step)
         self.job.log(f"{step}: done in {seconds:.1f} s")
@@ -88,11 +91,13 @@ class _StepProgress:
         self.step = step
         self.stage = stage
         self.last_preview = -PREVIEW_SECONDS
+        self.last_report = (time.monotonic(), 0, 1)
 
     def __call__(self, step: int, steps: int, preview: NDArray[np.float32] | None = None) -> None:
         runner = self.runner
         if steps:
             runner.progress.within(self.step, step / steps)
+        self.last_report = (time.monotonic(), step, steps)
         runner.report(self.stage, step, steps)
         now = time.monotonic()
         if preview is not None and now - self.last_preview >= PREVIEW_SECONDS:
@@ -100,6 +105,35 @@ class _StepProgress:
             path = runner.job.folder / "preview.png"
             if write_preview(path, preview):
                 runner.listener(message("preview", runner.job.folder.name, stage=self.stage, path=str(path)))
+
+    @contextmanager
+    def creeping(self) -> Iterator[None]:
+        """While the block runs, the share that is done goes on also where the stage is silent."""
+        ended = Event()
+
+        def creep() -> None:
+            while not ended.wait(CREEP_S):
+                at, step, steps = self.last_report
+                silence = time.monotonic() - at
+                if CREEP_S <= silence <= MOST_S and steps and not self.runner.cancel.is_set():
+                    self.runner.progress.within(self.step, crept(step, steps, silence))
+                    with suppress(CancelledError):
+                        self.runner.report(self.stage, step, steps)
+
+        thread = Thread(target=creep, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def crept(step: int, steps: int, silence_s: float) -> float:
+    """The share of a step that is likely done so many seconds after its last report."""
+    last = step / steps
+    following = max(LOADING, 1 / steps) if step == 0 else min((step + 1) / steps, 1.0)
+    return last + (following - last) * silence_s / (silence_s + HALF_WAY_S)
 
 
 def write_preview(path: Path, picture: NDArray[np.float32]) -> bool:

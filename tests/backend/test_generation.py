@@ -183,10 +183,14 @@ class StopAt:
 
     def __init__(self, stage: str, count: int) -> None:
         self.stage, self.left, self.cancel = stage, count, Event()
+        self.last, self.fraction = (0, 0), 0.0
 
     def __call__(self, message: Message) -> None:
         if message["type"] == "progress" and message["stage"] == self.stage:
-            self.left -= 1
+            step, fraction = (message["step"], message["steps"]), message["fraction"]
+            crept = step == self.last and fraction > self.fraction  # what is said of a silent stage does not count
+            self.left -= not crept
+            self.last, self.fraction = step, fraction
             if self.left == 0:
                 self.cancel.set()
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from im3d import images
+from im3d import images, runner, stages
+from im3d.errors import Im3dError, InputError
 from im3d.job_progress import STAGES, USUAL, JobProgress, StageTimes, Step, kind, planned_steps
 from im3d.jobs import Job, Request
-from im3d.progress import part, silent
+from im3d.progress import Progress, part, silent
 from im3d.protocol import Message
 from im3d.runner import StepRunner
 from im3d.settings import preset_settings
@@ -126,3 +129,60 @@ def test_a_preview_that_cannot_be_replaced_costs_nothing(tmp_path: Path, monkeyp
     assert job.state.finished == ["fit"]
     assert [m["type"] for m in heard] == ["progress"] * 4
     assert [m["fraction"] for m in heard] == [0.0, pytest.approx(0.3333), pytest.approx(0.6667), 1.0]
+
+
+def test_progress_goes_on_while_a_stage_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a model is loaded; the work waits here until it was heard three times."""
+    heard: list[float] = []
+    enough = Event()
+
+    def listen(message: Message) -> None:
+        heard.append(message["fraction"])
+        if len(heard) == 5:
+            enough.set()
+
+    def work(progress: Progress) -> None:
+        progress(0, 20)
+        assert enough.wait(20)
+
+    monkeypatch.setattr(runner, "CREEP_S", 0.01)
+    monkeypatch.setattr(runner, "HALF_WAY_S", 0.1)
+    job = Job.create(tmp_path / "job", request(tmp_path))
+    StepRunner(job, listen, Event(), JobProgress([Step("fit", "fit"), Step("mesh", "mesh")], []))("fit", work)
+    assert heard[:2] == [0.0, 0.0]
+    assert heard[1] < heard[2] < heard[3] < heard[4]
+
+
+def test_a_silence_is_half_over_after_half_a_minute_and_never_ends_the_step() -> None:
+    shares = [runner.crept(0, 1, s) for s in (0.0, 30.0, 60.0, 120.0, 600.0)]
+    assert shares == sorted(set(shares))
+    assert (shares[0], shares[1]) == (0.0, 0.5)
+    assert shares[-1] < 1
+    assert 3 / 20 < runner.crept(0, 20, 60.0) < runner.LOADING  # loading is more than one step of many
+    assert 0.5 < runner.crept(10, 20, 60.0) < 0.55
+
+
+def test_a_preview_by_other_means_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blender failed at it; no Blender at all is no surprise."""
+    shown: list[Path] = []
+    said: list[str] = []
+    rendered = SimpleNamespace(over=lambda _: [torch.zeros(4, 4, 3)])
+    monkeypatch.setattr(stages, "render", lambda *_: rendered)
+    monkeypatch.setattr(stages, "write_preview", lambda path, _: shown.append(path))
+    views = SimpleNamespace(orbit=SimpleNamespace(cameras=lambda size: [None]))
+    job = SimpleNamespace(folder=tmp_path, log=lambda _: None)
+    mine = SimpleNamespace(job=job, blender=None, warn=said.append, gaussians=None, views=views)
+
+    def refuse(*_: object) -> None:
+        raise Im3dError("Failed to denoise.")
+
+    def absent(*_: object) -> None:
+        raise InputError("There is no Blender.")
+
+    monkeypatch.setattr(stages, "render_preview", refuse)
+    monkeypatch.setattr(stages, "find_blender", lambda _: None)
+    stages.Stages._write_preview(mine)  # type: ignore[arg-type]
+    monkeypatch.setattr(stages, "find_blender", absent)
+    stages.Stages._write_preview(mine)  # type: ignore[arg-type]
+    assert shown == [tmp_path / "preview.png"] * 2
+    assert said == ["The preview shows the splats, because Blender could not render the mesh: Failed to denoise."]

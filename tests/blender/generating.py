@@ -240,6 +240,24 @@ def command_line(extension: str, jobs: str, out: str) -> dict[str, Any]:
     return {"statuses": statuses, "objects": names(), "height": bpy.data.objects["Kiste"].dimensions.z}
 
 
+def dropped(extension: str, jobs: str, folder: str) -> dict[str, Any]:
+    """What becomes of dropped files, in the order of their jobs."""
+    install(extension)
+    empty_scene()
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    module("session").ensure(bpy.context)
+    drop, add_menu = bpy.ops.im3d.drop_pictures, bpy.types.VIEW3D_MT_mesh_add
+    names_ = ("a.png", "still.gif", "moving.gif", "turn.MP4")
+    drop(directory=folder, files=[{"name": name} for name in names_], location=(2, 1, 0))
+    drop(directory=folder, files=[{"name": "a.png"}, {"name": "b.png"}], one_object=True)
+    asked = [job.request for job in module("session").current().queue.jobs]
+    return {
+        "asked": [[Path(r[k]).name if r[k] else None for k in ("image", "views")] for r in asked],
+        "places": {o.name: list(o.location) for o in bpy.data.objects},
+        "menu": any(f.__module__.startswith(PACKAGE) for f in add_menu.draw._draw_funcs),
+    }  # fmt: skip
+
+
 def drop_handler(extension: str) -> dict[str, Any]:
     install(extension)
     cls = getattr(bpy.types, "IM3D_FH_pictures", None)

@@ -165,6 +165,20 @@ def exported(extension: str, job: str, out: str) -> dict[str, Any]:
     return {"names": [image.name for image in bpy.data.images], "object": bpy.data.objects[0].name}
 
 
+def without_denoiser(studio: str) -> dict[str, Any]:
+    """The preview's settings in a Blender that was built without OpenImageDenoise, as Debian's 4.3 is."""
+    import _cycles
+
+    sys.path.insert(0, studio)
+    use_cycles = __import__("studio").use_cycles
+    said = []
+    for built in (True, False):
+        _cycles.with_openimagedenoise = built
+        use_cycles(bpy.context.scene, 8)
+        said.append([bpy.context.scene.cycles.use_denoising, bpy.context.scene.cycles.samples])
+    return {"said": said}
+
+
 def broken_job(extension: str, broken: str, nothing: str) -> dict[str, Any]:
     install(extension)
     empty_scene()

@@ -71,6 +71,19 @@ def settings_of(scene: bpy.types.Scene) -> list[Any]:
     ]  # fmt: skip
 
 
+def photograph(extension: str, photo: str) -> dict[str, Any]:
+    """A photograph that lies on its side in its file stands in the panel."""
+    install(extension)
+    empty_scene()
+    image = bpy.data.images.load(photo)
+    bpy.context.scene.im3d.image = image
+    width, height = image.preview.image_size
+    pixels = np.empty(4 * width * height, np.float32)
+    image.preview.image_pixels_float.foreach_get(pixels)
+    top_left = pixels.reshape(height, width, 4)[::-1][height // 8, width // 8]
+    return {"size": [width, height], "top_left": top_left.tolist(), "images": len(bpy.data.images)}
+
+
 def points(extension: str, job: str) -> dict[str, Any]:
     """The splats stand where the mesh stands, at the height that was asked for."""
     install(extension)

@@ -143,6 +143,11 @@ def test_save_blend_holds_one_object(job: Path, tmp_path: Path) -> None:
     assert got["packed"] == [True, True]
 
 
+def test_a_blender_without_denoiser_takes_more_samples_instead_of_failing(tmp_path: Path) -> None:
+    got = inside("without_denoiser", tmp_path, ROOT / "backend" / "im3d" / "blender")
+    assert got["said"] == [[True, 8], [False, 32]]
+
+
 def test_render_preview_shows_the_object(job: Path, tmp_path: Path) -> None:
     from PIL import Image
 

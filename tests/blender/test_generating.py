@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from blender_process import ROOT
+from PIL import Image
 
 pytestmark = pytest.mark.blender
 
@@ -116,6 +118,27 @@ def test_the_command_of_blender(blender: Callable[..., dict[str, Any]], tmp_path
     assert got["statuses"] == [2, 1, 1, 0]  # wrong arguments, nothing to start from, a failed job, done
     assert got["objects"] == ["Kiste", "Kiste_LOD1", "Kiste_LOD2"]
     assert got["height"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_dropped_files_become_objects_where_they_were_dropped(
+    blender: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "dropped"
+    folder.mkdir()
+    picture = Image.new("RGB", (32, 32), "red")
+    for name in ("a.png", "b.png", "still.gif"):
+        picture.save(folder / name)
+    picture.save(folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", (32, 32))], duration=100)
+    (folder / "turn.MP4").write_bytes(b"")
+    got = blender("dropped", folder)
+    assert got["asked"] == [
+        ["a.png", None], ["still.gif", None], [None, "moving.gif"], [None, "turn.MP4"], [None, "dropped"],
+    ]  # fmt: skip
+    x, y, z = zip(*(got["places"][name] for name in ("a", "still", "moving", "turn")), strict=True)
+    assert (y, z) == ((1,) * 4, (0,) * 4)
+    assert x[0] == 2
+    assert min(np.diff(x)) > 1  # the others beside it, each 1.2 m wide
+    assert got["menu"] is True
 
 
 def test_pictures_can_be_dropped(blender: Callable[..., dict[str, Any]]) -> None:

@@ -39,6 +39,18 @@ def test_the_camera_s_picture(extension: Path, tmp_path: Path) -> None:
     assert (picture[32, 32, 3], picture[2, 2, 3]) == (255, 0)
 
 
+def test_a_photograph_stands_upright_in_the_panel(extension: Path, tmp_path: Path) -> None:
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:32, 96:] = (250, 0, 0)  # the top right, which is the top left once it is turned a quarter to the left
+    tags = Image.Exif()
+    tags[0x0112] = 8
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=tags, quality=95)
+    got = inside("photograph", tmp_path, extension, tmp_path / "photo.jpg", script=SCRIPT)
+    assert got["size"] == [128, 256]
+    assert got["top_left"][0] > 0.9
+    assert got["images"] == 1
+
+
 def test_splats_stand_where_the_mesh_stands(extension: Path, job: Path, tmp_path: Path) -> None:
     """The fixture's box has its corners at (±0.6, ±0.4, ±0.5) of the orbit's world and is 0.25 m high."""
     folder = tmp_path / "job"

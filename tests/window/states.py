@@ -344,6 +344,27 @@ def done_with_a_note(stage: Stage) -> None:
     known.notes[job.id] = part("session").OTHER_FILE
 
 
+WARNINGS = [
+    "The object touches the left of the picture and may be cut off.",
+    "The preview shows the splats, because Blender could not render the mesh: Failed to denoise.",
+]
+
+
+@state
+def running_with_warnings(stage: Stage) -> None:
+    """What the backend warns of, while a model is loaded."""
+    stage.queue(
+        stage.job("barrel", "running", stage="orbit", step=0, steps=21, fraction=0.1, eta_s=90.0, warnings=WARNINGS[:1])
+    )
+
+
+@state
+def done_with_warnings(stage: Stage) -> None:
+    """A finished job that has something to say, and the button that clears the list."""
+    known = stage.queue(stage.job("barrel", "done", fraction=1.0, warnings=WARNINGS), stage.job("jug", "cancelled"))
+    known.arriving.clear()
+
+
 @state
 def left_unfinished(stage: Stage) -> None:
     stage.queue().left = [Path("a"), Path("b")]
@@ -419,6 +440,12 @@ def history(stage: Stage) -> None:
 
 
 @state
+def history_with_warnings(stage: Stage) -> None:
+    stage.session.index = 0
+    stage.session.jobs[0].warnings = "\n".join(WARNINGS)
+
+
+@state
 def history_empty(stage: Stage) -> None:
     stage.session.jobs.clear()
 
@@ -453,6 +480,23 @@ def menu_generator(stage: Stage) -> None:
     bpy.ops.wm.call_menu(name="IM3D_MT_generator")
 
 
+@state(shows=POPUP)
+def menu_add_mesh(stage: Stage) -> None:
+    bpy.ops.wm.call_menu(name="VIEW3D_MT_mesh_add")
+
+
+@state(shows=POPUP)
+def dialog_dropped_pictures(stage: Stage) -> None:
+    """Several pictures at once: one object each, or views of one?"""
+    files = [{"name": "refrigerator.png"}] * 4
+    bpy.ops.im3d.drop_pictures("INVOKE_DEFAULT", directory=str(stage.pictures), files=files)
+
+
+@state(shows=FILES)
+def files_batch(stage: Stage) -> None:
+    bpy.ops.im3d.batch("INVOKE_DEFAULT")
+
+
 def _download_dialog(stage: Stage, model: str) -> None:
     stage.models()
     bpy.ops.im3d.download_model("INVOKE_DEFAULT", model=model)
@@ -475,8 +519,3 @@ def preferences_not_installed(stage: Stage) -> None:
 @state(shows=FILES)
 def files_import(stage: Stage) -> None:
     bpy.ops.im3d.import_job("INVOKE_DEFAULT")
-
-
-@state(shows=FILES)
-def files_batch(stage: Stage) -> None:
-    bpy.ops.im3d.batch("INVOKE_DEFAULT")
