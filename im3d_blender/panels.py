@@ -74,7 +74,9 @@ def _draw_image(layout: bpy.types.UILayout, context: bpy.types.Context, settings
     row.operator("im3d.picture_from_camera", text="Camera", icon="CAMERA_DATA")
     row.operator("im3d.paste_picture", text="Paste", icon="PASTEDOWN")
     if settings.image is not None:
-        layout.template_ID(settings, "mask", open="image.open", text="Mask")
+        mask = layout.column(align=True)  # beside its label there is no room for a file's name
+        mask.label(text="Mask")
+        mask.template_ID(settings, "mask", open="image.open")
         if not is_remote(context):
             _draw_cutout(layout, context, settings)
 

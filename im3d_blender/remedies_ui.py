@@ -50,7 +50,7 @@ def draw_download(layout: bpy.types.UILayout, context: bpy.types.Context, place:
 def draw_model_download(layout: bpy.types.UILayout, context: bpy.types.Context, model: ModelFacts) -> None:
     """The same in the list of models, wherever the download was started."""
     if backend_state.state.task is not None and backend_state.state.task_model == model.name:
-        _draw_task(layout, context)
+        _draw_task(layout.column(), context)
 
 
 def _draw_task(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
