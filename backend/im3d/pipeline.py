@@ -62,6 +62,7 @@ def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender
     from im3d.stages import Stages
 
     stages = Stages(job, device, blender, lambda text: listener(message("warning", job.folder.name, message=text)))
+    step.machine = stages.machine
     job.state.timings_s["load"] = job.state.timings_s.get("load", 0.0) + time.monotonic() - start
     step("load", stages.load)
     if job.request.only_prompt:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from im3d.errors import CancelledError, DiskError, Im3dError, OutOfMemoryError
 from im3d.job_progress import JobProgress
 from im3d.jobs import Job
+from im3d.machine import peak_memory_mb
 from im3d.progress import Progress
 from im3d.protocol import Message, message
 from im3d.storage import DISK_ERRORS
@@ -39,10 +40,15 @@ class StepRunner:
         listener: Receives progress and preview messages, one at a time, not always on the thread of the work.
         cancel: Set from outside to stop at the next step of progress.
         progress: Of the whole job.
+
+    Attributes:
+        machine: What steps are done with here, for instance the device; noted for each step, since a job may be resumed
+            elsewhere.
     """
 
     def __init__(self, job: Job, listener: Listener, cancel: Event, progress: JobProgress) -> None:
         self.job = job
+        self.machine: dict[str, str] = {}
         self.listener = listener
         self.cancel = cancel
         self.progress = progress
@@ -78,6 +84,9 @@ class StepRunner:
         with progress.creeping():
             work(progress)
         seconds = time.monotonic() - start
+        notes = self.job.state.notes
+        notes.setdefault("ran_with", {})[step] = self.machine
+        notes["peak_memory_mb"] = max(notes.get("peak_memory_mb", 0), int(peak_memory_mb()))
         self.job.finish(step, stage, seconds)
         self.progress.finish(step)
         self.job.log(f"{step}: done in {seconds:.1f} s")

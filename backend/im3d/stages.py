@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from im3d import __version__
 from im3d.blender import find_blender, render_preview, save_blend
 from im3d.elevation import OrbitEstimate, estimate_orbit
 from im3d.errors import Im3dError, InputError, ModelError
@@ -25,7 +27,7 @@ from im3d.generators.files import FilesGenerator
 from im3d.images import LONGEST_SIDE, OrbitViews, read_image, read_views, write_png, write_views
 from im3d.isnet import installed_isnet
 from im3d.jobs import Job, stage_seed
-from im3d.machine import choose_device, give_back_gpu_memory, peak_memory_mb
+from im3d.machine import choose_device, give_back_gpu_memory
 from im3d.masks import Segment, isolate, read_mask
 from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
 from im3d.mesh.export import write_glb
@@ -151,6 +153,12 @@ class Stages:
         """The finished splats, on the CPU."""
         return load_ply(self.job.folder / "splats.ply")
 
+    @functools.cached_property
+    def machine(self) -> dict[str, str]:
+        """What steps are done with here: device and versions."""
+        versions = {"im3d": __version__, "python": platform.python_version(), "torch": torch.__version__}
+        return {"device": _device_name(self.device), **versions}
+
     def warn(self, *sentences: str) -> None:
         """Tells the user, and notes for the result, each sentence once."""
         known = self.notes.setdefault("warnings", [])
@@ -254,6 +262,8 @@ class Stages:
         """Fits the splats up to an iteration (paper 3.3)."""
         self.splat_fit.run(until, progress)
         self.splat_fit.save(self.job.work / "fit.pt")
+        for name, used in (("rasterizer", self.rasterizer), ("perceptual", self.splat_fit.perceptual_name)):
+            self.notes.setdefault(name, []).append(used)
 
     def refine(self, number: int, progress: Progress) -> None:
         """One round of the paper's loop (3.4): the splats' renders are noised and denoised, and become the views."""
@@ -297,7 +307,6 @@ class Stages:
         save_ply(self.job.folder / "splats.ply", self.splat_fit.finished())
         if self._refined_folder is not None:
             write_views(self.job.folder / "refined", self.views)
-        self.notes["perceptual"] = self.splat_fit.perceptual_name
         # Its targets' features may take gigabytes of the GPU, which the mesh and Blender can use.
         del self.splat_fit
         give_back_gpu_memory()
@@ -344,6 +353,9 @@ class Stages:
         job, notes = self.job, self.notes
         timings = {s: job.state.timings_s.get(s, 0.0) for s in
                    ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")}  # fmt: skip
+        # Steps that an earlier version finished have left no such notes.
+        machines = list(notes.get("ran_with", {}).values()) or [self.machine]
+        used = {name: _each([machine[name] for machine in machines]) for name in machines[0]}
         result = {
             "status": "done",
             "name": self.request.name,
@@ -358,9 +370,11 @@ class Stages:
             "preset": self.request.preset,
             "seed": self.request.seed,
             "height_m": self.request.height_m,
-            "device": _device_name(self.device),
-            "rasterizer": self.rasterizer,
-            "perceptual": notes["perceptual"],
+            "device": used.pop("device"),
+            "rasterizer": _each(notes.get("rasterizer", "unknown")),
+            "perceptual": _each(notes["perceptual"]),
+            "versions": used,
+            "ran_with": notes.get("ran_with", {}),
             "network_calls": notes["network_calls"],
             "iterations": self.settings.fit.iterations,
             "elevation_deg": self.views.orbit.elevation_deg,
@@ -371,7 +385,7 @@ class Stages:
             "timings_s": {**timings, "total": round(sum(timings.values()), 3)},
             "mesh_stats": notes["mesh_stats"],
             "unseen": notes["unseen"],
-            "peak_memory_mb": int(peak_memory_mb()),
+            "peak_memory_mb": notes["peak_memory_mb"],
             "warnings": notes.get("warnings", []),
             "settings": self.settings.to_json(),
         }
@@ -433,6 +447,11 @@ class Stages:
             camera = self.views.orbit.cameras(512)[0]
             picture = render(gaussians, camera, "cpu").over(1.0)[0].clamp(0, 1).numpy()
         write_preview(path, np.dstack([picture, np.ones(picture.shape[:2], np.float32)]))
+
+
+def _each(used: list[str] | str) -> str:
+    """What was used, each once: one name unless a job was resumed elsewhere."""
+    return used if isinstance(used, str) else " and ".join(dict.fromkeys(used))
 
 
 def _device_name(device: torch.device) -> str:

@@ -12,11 +12,15 @@ from threading import Event
 from typing import Any
 
 import pytest
+from analytic import orbit_views
 
 from im3d.errors import DiskError, InputError
+from im3d.images import write_views
 from im3d.jobs import Job, Request, State, default_name, stage_seed
 from im3d.pipeline import run_pipeline
+from im3d.runner import StepRunner
 from im3d.settings import PRESETS, Settings, changed, parse_overrides, preset_settings, settings_from_json
+from im3d.stages import Stages
 from im3d.storage import make_folder, replacing, require_file, write_bytes, write_json
 
 
@@ -373,3 +377,27 @@ class TestSettings:
 
     def test_state_has_plain_values_only(self) -> None:
         json.dumps(dataclasses.asdict(State()), allow_nan=False)
+
+
+def test_the_result_says_what_each_step_was_done_with(tmp_path: Path) -> None:
+    """A job that was resumed elsewhere: not what the last machine would have used."""
+    job = Job.create(tmp_path / "job", request())
+    steps = {"fit to 40": "warp", "fit to 90": "cuda", "mesh": None}
+    for step, rasterizer in steps.items():
+        device = "card" if rasterizer else "cpu"
+        runner = StepRunner(job, lambda _: None, Event(), {"device": device, "torch": f"2 of {device}"})
+        runner(step, lambda progress: None)
+        for name in ("rasterizer", "perceptual") if rasterizer else ():
+            job.state.notes.setdefault(name, []).append(f"{name} {rasterizer}")
+    job.state.notes |= dict.fromkeys(
+        ("generator", "network_calls", "elevation_method", "elevation_confidence", "direction", "direction_confidence",
+         "orbit_from_glb", "mesh_stats", "unseen"), 0
+    )  # fmt: skip
+    job.save()
+    write_views(job.folder / "views", orbit_views(32, count=4))
+    Stages(Job.open(job.folder), "cpu", None).finish()
+    result = json.loads((job.folder / "result.json").read_text())
+    assert (result["device"], result["versions"]) == ("card and cpu", {"torch": "2 of card and 2 of cpu"})
+    assert result["rasterizer"] == "rasterizer warp and rasterizer cuda"
+    assert result["perceptual"] == "perceptual warp and perceptual cuda"
+    assert result["ran_with"]["mesh"] == {"device": "cpu", "torch": "2 of cpu"}
