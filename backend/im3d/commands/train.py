@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -90,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
     from im3d.training.train import place
 
     started = time.monotonic()
-    _claim(args.out, args.resume)
+    # Ends like Ctrl-C, and the processes that help end too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if args.what != "score":
+        _claim(args.out, args.resume)
     with place() as where:
         {"mini": _train_mini, "score": _score, "finetune": _finetune}[args.what](args, where, started)
     return 0
@@ -141,10 +146,11 @@ def _rendered_with_grids(args: argparse.Namespace, where: Any) -> tuple[Any, Any
     from concurrent.futures import ThreadPoolExecutor
 
     from im3d.training.grids import pack_grids
+    from im3d.training.helpers import Stop
 
     def make() -> tuple[Any, Any]:
-        with ThreadPoolExecutor(1) as beside:
-            grids = beside.submit(pack_grids, args.pack, args.cache, args.workers)
+        with ThreadPoolExecutor(1) as beside, Stop() as stop:
+            grids = beside.submit(pack_grids, args.pack, args.cache, args.workers, stop)
             return _draw_request(args).rendered(), grids.result()
 
     return _made_once(make, where)
@@ -194,8 +200,9 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     if args.resume:
         trainer.load(args.out)
     pause_s = 60 * args.redraw_minutes
-    redrawing = Redrawing(_draw_request(args), pause_s) if pause_s else None
-    train(trainer, orbits, volumes, args.out, started, redrawing=redrawing, shares=balanced_shares(orbits, args.pack))
+    shares = balanced_shares(orbits, args.pack)
+    with Redrawing(_draw_request(args), pause_s) if pause_s else nullcontext() as redrawing:
+        train(trainer, orbits, volumes, args.out, started, redrawing=redrawing, shares=shares)
     if args.test and where.first:
         for pack, rows in orbits.rows_by_pack("test").items():
             batches = OrbitBatches(orbits, rows, where.device, model.config["sample_size"])

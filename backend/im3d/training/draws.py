@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from im3d.training.helpers import Stop
 from im3d.training.orbits import OrbitSet, delete_orbits, render_packs
 from im3d.training.volumes import frames
 
@@ -33,10 +34,10 @@ class DrawRequest:
     limit: int
     draw: int
 
-    def rendered(self) -> OrbitSet:
-        """The orbits, rendered if they were not before."""
+    def rendered(self, stop: Stop | None = None) -> OrbitSet:
+        """The orbits, rendered if they were not before; `stop` ends the rendering."""
         return render_packs(
-            self.packs, self.folder, self.size, self.orbits, self.workers, self.devices, self.limit, self.draw
+            self.packs, self.folder, self.size, self.orbits, self.workers, self.devices, self.limit, self.draw, stop
         )
 
 
@@ -57,6 +58,8 @@ class Draw:
 class Redrawing:
     """Renders one draw after another in the background, with pauses: rendering takes much of a machine.
 
+    The end of a `with` block ends a rendering too that is under way.
+
     Args:
         request: The draw that training begins with; the ones that follow count up from it.
         pause_s: Seconds from the use of one draw to the rendering of the next.
@@ -67,6 +70,17 @@ class Redrawing:
         self._thread = ThreadPoolExecutor(1)
         self._coming: Future[Draw] | None = None
         self._due = time.monotonic() + pause_s
+        self._stop = Stop()
+
+    def __enter__(self) -> Redrawing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Deletes what was rendered in vain."""
+        self._stop()
+        self._thread.shutdown(wait=True)
+        if self._coming is not None and self._coming.exception() is None:
+            delete_orbits(self._coming.result().orbits)
 
     @property
     def ready(self) -> bool:
@@ -85,18 +99,12 @@ class Redrawing:
         self._coming = None
         self._due = time.monotonic() + self._pause_s
 
-    def close(self) -> None:
-        """Waits for the rendering processes, and deletes what they rendered in vain."""
-        self._thread.shutdown(wait=True)
-        if self._coming is not None and self._coming.exception() is None:
-            delete_orbits(self._coming.result().orbits)
-
     def _begin(self) -> Future[Draw]:
         self._request = dataclasses.replace(self._request, draw=self._request.draw + 1)
-        self._coming = self._thread.submit(_rendered, self._request)
+        self._coming = self._thread.submit(_rendered, self._request, self._stop)
         return self._coming
 
 
-def _rendered(request: DrawRequest) -> Draw:
-    orbits = request.rendered()
-    return Draw(orbits, *frames(orbits, request.packs, request.workers))
+def _rendered(request: DrawRequest, stop: Stop) -> Draw:
+    orbits = request.rendered(stop)
+    return Draw(orbits, *frames(orbits, request.packs, request.workers, stop))

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from scipy.spatial import cKDTree
 
 from im3d.errors import InputError
 from im3d.packs import Pack, Part, Prop
+from im3d.training.helpers import Stop, helpers
 
 CELLS = 64
 # Points sampled on a prop's surface: about thirty in each cell of a face as large as the grid's own.
@@ -153,8 +152,10 @@ def _filled(shell: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return solid
 
 
-def pack_grids(packs: Sequence[Path], folder: Path, workers: int) -> GridSet:
+def pack_grids(packs: Sequence[Path], folder: Path, workers: int, stop: Stop | None = None) -> GridSet:
     """The grids of every prop of the packs, made once and then mapped from disk (1 MB a prop).
+
+    `stop` ends the processes that make them.
 
     Raises:
         InputError: A pack cannot be read.
@@ -164,7 +165,7 @@ def pack_grids(packs: Sequence[Path], folder: Path, workers: int) -> GridSet:
     data, index = folder / f"grids-{digest}.u8", folder / f"grids-{digest}.npz"
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _make(packs, workers, data, index)
+        _make(packs, workers, data, index, stop)
     try:
         with np.load(index, allow_pickle=False) as table:
             half, prop = table["half_size"], table["prop"]
@@ -173,11 +174,11 @@ def pack_grids(packs: Sequence[Path], folder: Path, workers: int) -> GridSet:
     return GridSet(np.memmap(data, np.uint8, "c", shape=(len(prop), CELLS, CELLS, CELLS, 4)), half, prop)
 
 
-def _make(packs: Sequence[Path], workers: int, data: Path, index: Path) -> None:
+def _make(packs: Sequence[Path], workers: int, data: Path, index: Path, stop: Stop | None) -> None:
     names, halves = [], []
     with (
         open(data.with_suffix(".part"), "wb") as file,
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
+        helpers(workers, stop=stop) as pool,
     ):
         for grids, half, prop in pool.map(_make_chunk, list(_chunks(packs))):
             file.write(grids.tobytes())

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from im3d.packs import INT16_SCALE, Pack, Part
+from im3d.training.helpers import helpers
 
 FloatArray = NDArray[np.float64]
 
@@ -75,7 +74,7 @@ def invented_pack(packs: Sequence[Path], folder: Path, count: int, seed: int, wo
     chunks = [(packs, seed, range(i, min(count, i + _CHUNK))) for i in range(0, count, _CHUNK)]
     index: list[dict[str, Any]] = []
     arrays: dict[str, NDArray[Any]] = {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with helpers(workers) as pool:
         for entries, found in pool.map(_invented, chunks) if workers > 1 else map(_invented, chunks):
             index += entries
             arrays |= found

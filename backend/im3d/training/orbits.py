@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from im3d.errors import InputError
 from im3d.orbit import DEFAULT_VIEWS
 from im3d.packs import Pack, Split
+from im3d.training.helpers import Stop, helpers
 from im3d.training.render import OrbitRenderer, recipe_of
 
 HELD_OUT_ORBITS = 2
@@ -103,6 +103,7 @@ def render_packs(
     devices: int = 1,
     limit: int = 0,
     draw: int = 0,
+    stop: Stop | None = None,
 ) -> OrbitSet:
     """Renders every prop's orbits, or opens them when the same request was rendered before.
 
@@ -116,6 +117,7 @@ def render_packs(
         devices: EGL devices to spread them over.
         limit: Use only that many props of each pack; 0 uses all.
         draw: Another number gives other orbits of the training props.
+        stop: Ends the rendering processes, and with them the rendering.
 
     Raises:
         InputError: A pack cannot be read.
@@ -129,7 +131,11 @@ def render_packs(
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        _render_all(opened, counts, orbits, size, workers, devices, draw, data, index)
+        try:
+            _render_all(opened, counts, orbits, size, workers, devices, draw, data, index, stop)
+        except BaseException:
+            data.unlink(missing_ok=True)  # gigabytes that nobody would look for
+            raise
         print(f"rendered {data.stat().st_size / 1e9:.1f} GB of orbits in {time.monotonic() - start:.0f} s", flush=True)
     return open_orbits(index)
 
@@ -183,6 +189,7 @@ def _render_all(
     draw: int,
     data: Path,
     index: Path,
+    stop: Stop | None,
 ) -> None:
     train = [pack.splits[:n].count("train") for pack, n in zip(packs, counts, strict=True)]
     per_prop = orbits_per_prop(train, orbits)
@@ -203,9 +210,8 @@ def _render_all(
         chunks += [(pack.path, jobs[i : i + 16]) for i in range(0, len(jobs), 16)]
     with open(data, "wb") as file:
         file.truncate(len(elevation) * DEFAULT_VIEWS * size * size * 4)
-    context = multiprocessing.get_context("spawn")
-    taken = context.Value("i", 0)
-    with ProcessPoolExecutor(workers, context, _start_worker, (data, size, devices, taken)) as pool:
+    taken = multiprocessing.get_context("spawn").Value("i", 0)
+    with helpers(workers, _start_worker, (data, size, devices, taken), stop) as pool:
         for _ in pool.map(_render_chunk, chunks):
             pass
     partial = index.with_suffix(".part.npz")

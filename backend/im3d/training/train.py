@@ -361,49 +361,48 @@ def train(
         return batch, targets, generator
 
     # The next batch is made while the network works on this one.
-    ahead = ThreadPoolExecutor(1)
-    coming = ahead.submit(prepared, trainer.step)
-    begin = last = time.monotonic()
-    checked, done, sums = begin, False, torch.zeros(len(LOSSES), device=where.device)
-    while not done:
-        batch, targets, generator = coming.result()
-        if redrawing is not None and redrawing.ready:
-            # No batch is being made just now.
-            draw = redrawing.take()
-            batches.redrawn(draw.orbits)
-            if volumes is not None:
-                volumes.redrawn(draw.orbits, draw.azimuth, draw.to_prop)
-            log.write(event="draw", step=trainer.step, draw=draw.orbits.draw, minutes=(time.monotonic() - started) / 60)
-            redrawing.discard(draw)
-        coming = ahead.submit(prepared, trainer.step + 1)
-        losses = trainer.train_step(batch, targets, generator, learning_rate(trainer, started))
-        sums += losses
-        if on_loss is not None:
-            on_loss(trainer.step, float(losses.sum()))
-        if trainer.step % 100 == 0:
-            mean, now = (sums / 100).tolist(), time.monotonic()
-            rate = 100 * s.batch / (now - last)
-            entry = dict(zip(LOSSES, mean, strict=True))
-            log.write(step=trainer.step, **entry, orbits_per_s=rate, minutes=(now - started) / 60)
-            last = now
-            sums.zero_()
-        done = _agreed(trainer, started)
-        if s.validate_minutes and not done and trainer.step % 50 == 0:
-            due = _from_first(time.monotonic() - checked > 60 * s.validate_minutes, where)
-            if due:
-                # A leg that is cut off loses what came after its last validation.
-                if where.first:
-                    trainer.save(out)
-                _validated(trainer, held_out, volumes, out, log)
-                checked = last = time.monotonic()
-    ahead.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(prepared, trainer.step)
+        begin = last = time.monotonic()
+        checked, done, sums = begin, False, torch.zeros(len(LOSSES), device=where.device)
+        while not done:
+            batch, targets, generator = coming.result()
+            if redrawing is not None and redrawing.ready:
+                # No batch is being made just now.
+                draw = redrawing.take()
+                batches.redrawn(draw.orbits)
+                if volumes is not None:
+                    volumes.redrawn(draw.orbits, draw.azimuth, draw.to_prop)
+                log.write(
+                    event="draw", step=trainer.step, draw=draw.orbits.draw, minutes=(time.monotonic() - started) / 60
+                )
+                redrawing.discard(draw)
+            coming = ahead.submit(prepared, trainer.step + 1)
+            losses = trainer.train_step(batch, targets, generator, learning_rate(trainer, started))
+            sums += losses
+            if on_loss is not None:
+                on_loss(trainer.step, float(losses.sum()))
+            if trainer.step % 100 == 0:
+                mean, now = (sums / 100).tolist(), time.monotonic()
+                rate = 100 * s.batch / (now - last)
+                entry = dict(zip(LOSSES, mean, strict=True))
+                log.write(step=trainer.step, **entry, orbits_per_s=rate, minutes=(now - started) / 60)
+                last = now
+                sums.zero_()
+            done = _agreed(trainer, started)
+            if s.validate_minutes and not done and trainer.step % 50 == 0:
+                due = _from_first(time.monotonic() - checked > 60 * s.validate_minutes, where)
+                if due:
+                    # A leg that is cut off loses what came after its last validation.
+                    if where.first:
+                        trainer.save(out)
+                    _validated(trainer, held_out, volumes, out, log)
+                    checked = last = time.monotonic()
     if where.device.type == "cuda":
         log.write(event="memory", gigabytes=torch.cuda.max_memory_allocated() / 1e9)
     if where.first:
         trainer.save(out)
     _validated(trainer, held_out, volumes, out, log)
-    if redrawing is not None:
-        redrawing.close()
 
 
 def learning_rate(trainer: Trainer, started: float) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from im3d.orbit import DEFAULT_VIEWS
 from im3d.packs import Pack
 from im3d.training.batches import Changes
 from im3d.training.grids import AT_SURFACE, DISTANCE_STEP, GridSet
+from im3d.training.helpers import Stop, helpers
 from im3d.training.orbits import OrbitSet
 from im3d.training.render import recipe_of
 
@@ -147,16 +146,19 @@ class OrbitVolumes:
 
 
 def frames(
-    orbits: OrbitSet, packs: Sequence[Path], workers: int = 1
+    orbits: OrbitSet, packs: Sequence[Path], workers: int = 1, stop: Stop | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """For every orbit the azimuth of its first view (N,) in degrees, and (N, 4, 4) from the world to the prop."""
+    """For every orbit the azimuth of its first view (N,) in degrees, and (N, 4, 4) from the world to the prop.
+
+    `stop` ends the processes that look the props up.
+    """
     runs = _runs(orbits.prop.tolist())
     paths = {path.name: path for path in packs}
     chunks = [(paths, orbits.draw, runs[i : i + _CHUNK]) for i in range(0, len(runs), _CHUNK)]
     if workers == 1:
         made = [_frames_of(chunk) for chunk in chunks]
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with helpers(workers, stop=stop) as pool:
             made = list(pool.map(_frames_of, chunks))
     return np.concatenate([m[0] for m in made]), np.concatenate([m[1] for m in made])
 
