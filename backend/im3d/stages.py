@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

@@ -16,6 +16,7 @@ from analytic import orbit_views
 
 from im3d.errors import DiskError, InputError
 from im3d.images import write_views
+from im3d.job_progress import JobProgress
 from im3d.jobs import Job, Request, State, default_name, stage_seed
 from im3d.pipeline import run_pipeline
 from im3d.runner import StepRunner
@@ -385,7 +386,8 @@ def test_the_result_says_what_each_step_was_done_with(tmp_path: Path) -> None:
     steps = {"fit to 40": "warp", "fit to 90": "cuda", "mesh": None}
     for step, rasterizer in steps.items():
         device = "card" if rasterizer else "cpu"
-        runner = StepRunner(job, lambda _: None, Event(), {"device": device, "torch": f"2 of {device}"})
+        runner = StepRunner(job, lambda _: None, Event(), JobProgress([], []))
+        runner.machine = {"device": device, "torch": f"2 of {device}"}
         runner(step, lambda progress: None)
         for name in ("rasterizer", "perceptual") if rasterizer else ():
             job.state.notes.setdefault(name, []).append(f"{name} {rasterizer}")
@@ -395,7 +397,7 @@ def test_the_result_says_what_each_step_was_done_with(tmp_path: Path) -> None:
     )  # fmt: skip
     job.save()
     write_views(job.folder / "views", orbit_views(32, count=4))
-    Stages(Job.open(job.folder), "cpu", None).finish()
+    Stages(Job.open(job.folder), "cpu", None, print).finish()
     result = json.loads((job.folder / "result.json").read_text())
     assert (result["device"], result["versions"]) == ("card and cpu", {"torch": "2 of card and 2 of cpu"})
     assert result["rasterizer"] == "rasterizer warp and rasterizer cuda"
