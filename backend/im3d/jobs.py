@@ -83,11 +83,11 @@ class Request:
         for name in ("name", "prompt"):  # meshes, .blend files and tables hold them, all of them in UTF-8
             object.__setattr__(self, name, printable(getattr(self, name)))
         if self.views is not None and self.image is not None:
-            raise InputError("A job has views or an image, not both.", "Give one of --views and --image.")
+            raise InputError("A job has views or an image, not both.", "Give one of the two.")
         if self.views is None and self.image is None and not self.prompt.strip():
-            raise InputError("There is nothing to start from.", "Give --image, --prompt or --views.")
+            raise InputError("There is nothing to start from.", "Give a picture, a sentence or views.")
         if self.mask is not None and self.image is None:
-            raise InputError("A mask belongs to a picture, and none is given.", "Give --image, or leave --mask out.")
+            raise InputError("A mask belongs to a picture, and none is given.", "Give the picture too, or no mask.")
         if not 0 < self.height_m <= 1000:
             raise InputError(f"A height of {self.height_m:g} m is out of range.", "Use a height up to 1000 m.")
         if not 0 <= self.seed < 2**63:
