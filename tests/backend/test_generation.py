@@ -404,7 +404,7 @@ class TestRefusals:
         monkeypatch.setattr(sv3d.Sv3dGenerator, "generate", lambda *_: OrbitViews(rgba, Orbit.uniform(6)))
         with pytest.raises(InputError, match="sv3d_p drew do not show one object") as caught:
             run(new_job(tmp_path / "job", "sv3d_p", (*SMALL, *SV3D), image=str(picture)))
-        assert "--seed" in caught.value.hint
+        assert "another seed" in caught.value.hint
 
     def test_a_mask_without_a_picture(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="A mask belongs to a picture"):
