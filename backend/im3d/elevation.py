@@ -25,7 +25,7 @@ from PIL import Image
 from im3d.errors import InputError
 from im3d.hull import Hull, carve, colour_disagreement, silhouettes
 from im3d.images import FloatArray, OrbitViews
-from im3d.orbit import Cameras, Orbit
+from im3d.orbit import Cameras, Orbit, focal_length
 
 Method = Literal["given", "masks", "colours", "fits", "prior"]
 # Higher is better; the views' orbit carries the hypothesis. Meant for a short fit and its PSNR.
@@ -33,6 +33,7 @@ PhotometricScore = Callable[[OrbitViews], float]
 
 LOWEST_DEG, HIGHEST_DEG = -20.0, 70.0
 COARSE_STEP_DEG = 5.0
+_ELEVATIONS = [float(e) for e in np.arange(LOWEST_DEG, HIGHEST_DEG + 1, COARSE_STEP_DEG)]
 # Side of the working pictures in pixels, and cells of the hull's grid.
 COARSE_SIZE, COARSE_CELLS = 64, 48**3
 FINE_SIZE, FINE_CELLS = 96, 96**3
@@ -192,25 +193,71 @@ class _Level:
 
 def _level(views: OrbitViews, size: int, cells: int, misses: int = 0) -> _Level:
     alpha = views.rgba[..., 3]
+    level = _level_of_masks(alpha, views.orbit, size, cells, misses)
+    box = _window(alpha)
+    coverage = np.stack([_small(a, size, box) for a in alpha])
+    light = np.stack([np.stack([_small(v[..., c] * v[..., 3], size, box) for c in range(3)], -1) for v in views.rgba])
+    return replace(level, rgb=light / np.maximum(coverage, 1e-3)[..., None])
+
+
+def _level_of_masks(alpha: FloatArray, orbit: Orbit, size: int, cells: int, misses: int) -> _Level:
+    """A level without colours, of (K, S, S) alpha."""
+    box = _window(alpha)
+    masks = np.stack([_small(a, size, box) > 0.5 for a in alpha]).astype(np.uint8)
+    focal = focal_length(orbit.fov_deg, alpha.shape[1]) * size / (box[2] - box[0])
+    return _Level(orbit, np.empty(0, np.float32), masks, focal, cells, misses)
+
+
+def _window(alpha: FloatArray) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the square about the middle that just holds what (K, S, S) alpha shows."""
     solid = alpha > 0.5
     empty = np.flatnonzero(~solid.any(axis=(1, 2)))
     if len(empty):
         raise InputError(f"View {empty[0]} shows no object.", "Bring views that all show the object.")
     rows, columns = np.flatnonzero(solid.any(axis=(0, 2))), np.flatnonzero(solid.any(axis=(0, 1)))
-    centre = views.size / 2
+    centre = alpha.shape[1] / 2
     reach = max(centre - rows[0], rows[-1] + 1 - centre, centre - columns[0], columns[-1] + 1 - centre)
     reach = min(1.02 * reach, centre)
-    box = (centre - reach, centre - reach, centre + reach, centre + reach)
+    return centre - reach, centre - reach, centre + reach, centre + reach
 
-    def small(channel: FloatArray) -> NDArray[np.float32]:
-        image = Image.fromarray(np.ascontiguousarray(channel))
-        return np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box))
 
-    coverage = np.stack([small(a) for a in alpha])
-    light = np.stack([np.stack([small(v[..., c] * v[..., 3]) for c in range(3)], axis=-1) for v in views.rgba])
-    rgb = light / np.maximum(coverage, 1e-3)[..., None]
-    focal = 0.5 * views.size / math.tan(math.radians(views.orbit.fov_deg) / 2) * size / (2 * reach)
-    return _Level(views.orbit, rgb, (coverage > 0.5).astype(np.uint8), focal, cells, misses)
+def _small(channel: FloatArray, size: int, box: tuple[float, float, float, float]) -> NDArray[np.float32]:
+    image = Image.fromarray(np.ascontiguousarray(channel))
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box))
+
+
+def agreed_silhouettes(
+    masks: NDArray[np.bool_], orbit: Orbit, direction_known: bool, misses: int, size: int = 144, cells: int = 112**3
+) -> tuple[NDArray[np.bool_], float]:
+    """The silhouettes of the space that at most `misses` views see empty, under the elevation that fits best.
+
+    Args:
+        masks: (K, S, S) of the object; a few may have holes.
+        orbit: Of the views. Where the elevation is unknown, steps of 5° are tried.
+        direction_known: Whether the sign of the azimuths can be trusted.
+        misses: Views that may be wrong.
+        size: Side of the working pictures.
+        cells: Of the hull's grid.
+
+    Returns:
+        The silhouettes (K, S, S), coarse; their agreement with the masks, mean intersection over union, in [0, 1].
+
+    Raises:
+        InputError: A mask is empty.
+    """
+    alpha = masks.astype(np.float32)
+    rough = _level_of_masks(alpha, orbit, COARSE_SIZE, COARSE_CELLS, misses)
+    elevations = _ELEVATIONS if orbit.elevation_deg is None else [orbit.elevation_deg]
+    tried = [rough.judge(e, d, colours=False) for d in ((1,) if direction_known else (1, -1)) for e in elevations]
+    best = max(tried, key=lambda h: h.agreement)
+    level = _level_of_masks(alpha, orbit, size, cells, misses)
+    hull, cameras = level.hull(best.elevation_deg, best.direction)
+    seen = silhouettes(hull, cameras).astype(bool)
+    left, _, right, _ = _window(alpha)
+    at = np.floor((np.arange(masks.shape[1]) + 0.5 - left) * size / (right - left)).astype(int)
+    there = (at >= 0) & (at < size)
+    at = at.clip(0, size - 1)
+    return seen[:, at][:, :, at] & there[:, None] & there, best.agreement
 
 
 def _search(
@@ -218,11 +265,12 @@ def _search(
 ) -> tuple[_Hypothesis, list[_Hypothesis], Method, Hull]:
     """The best hypothesis, everything that was judged finely, what decided, and the best hypothesis' hull."""
     given = views.orbit.elevation_deg
-    grid = np.arange(LOWEST_DEG, HIGHEST_DEG + 1, COARSE_STEP_DEG) if given is None else np.array([given])
+    grid = _ELEVATIONS if given is None else [given]
     # Masks of real pictures fit exactly; generated ones drift by a pixel, which would carve thin parts away.
     tolerances = (0, 1, 2) if len(views.rgba) >= 12 else (0,)
-    levels = [_level(views, COARSE_SIZE, COARSE_CELLS, misses) for misses in tolerances]
-    sweeps = [[level.judge(float(e), d, colours=False) for d in directions for e in grid] for level in levels]
+    coarse = _level_of_masks(views.rgba[..., 3], views.orbit, COARSE_SIZE, COARSE_CELLS, 0)
+    levels = [replace(coarse, misses=misses) for misses in tolerances]
+    sweeps = [[level.judge(e, d, colours=False) for d in directions for e in grid] for level in levels]
     misses = int(np.argmax([max(h.agreement for h in sweep) for sweep in sweeps]))
     rough, fine = sweeps[misses], _level(views, FINE_SIZE, FINE_CELLS, misses)
     limit = max(h.agreement for h in rough) - MASK_TIE

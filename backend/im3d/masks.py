@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from im3d.errors import InputError
 from im3d.framing import VISIBLE
 from im3d.images import FloatArray, bled, read_image, resized
+from im3d.plain_background import WIDE, BoolArray, Outline, Pocket, cut_out, filled, find_outline, opened
 
 Method = Literal["mask file", "alpha", "plain background", "segmentation"]
 # (H, W, 3) sRGB in [0, 1] → (H, W) alpha: the IS-Net that the paper uses (3.3), where its weights are installed.
 Segment = Callable[[FloatArray], FloatArray]
-BoolArray = NDArray[np.bool_]
 
-# The share of the border that must follow the background model; the rest may be the object leaving the picture.
-PLAIN_BORDER = 0.7
-# Spread (sRGB) of a border that still counts as plain: JPEG and video noise stay below .02, paper and sheets below .05.
-MAX_SPREAD = 0.05
-# Least distance (sRGB, largest channel) from the background at which a pixel is certainly not background.
-MIN_CONTRAST = 0.035
 MIN_SHARE, MAX_SHARE = 0.001, 0.97
+# Share of the object that others of a set's views show through a pocket: below the first one looks through it, above
+# the second certainly not.
+THROUGH, COVERED = 0.7, 0.97
+# A network's mask that is enough where the other views hold the place to be object.
+TRANSLUCENT = 0.2
+# Pieces of at least this share of the largest count as objects of their own; letters are more and smaller ones.
+ANOTHER, LETTER, LETTERS = 0.25, 0.04, 6
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,80 @@ class Isolated:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a picture says about its object, before it is decided what belongs to it.
+
+    Attributes:
+        rgba: (H, W, 4), its alpha final where neither of the following is there.
+        method: What the mask comes from.
+        outline: What stands out from a plain background.
+        network: (H, W) a segmentation network's mask.
+        warnings: A sentence each.
+    """
+
+    rgba: FloatArray
+    method: Method
+    outline: Outline | None = None
+    network: FloatArray | None = None
+    warnings: tuple[str, ...] = ()
+
+    def decided(self, seen: BoolArray | None = None) -> BoolArray:
+        """What is object, (H, W).
+
+        Args:
+            seen: (H, W) where the other views of a set hold the object to be, coarse; None where they cannot tell.
+        """
+        outline, network = self.outline, self.network
+        if outline is None:
+            return self.rgba[..., 3] > 0.5 if network is None else _by_network(network, seen)
+        solid = outline.solid.copy()
+        if seen is not None:  # a pale foot before a pale ground looks like a shadow, but not from all sides
+            solid |= outline.shadow & ndimage.binary_erosion(seen, iterations=2)
+        if network is not None:
+            either = solid | opened((network > 0.5) & ~solid, WIDE)
+            solid = either if seen is None else either & ~_contradicted(outline.solid, network > 0.5, seen)
+        for pocket in outline.pockets:
+            if self._is_hole(pocket, seen):
+                outline.open(pocket, solid)
+        return solid if network is None else solid | (filled(solid) & (network > 0.5))
+
+    def undecided(self) -> BoolArray:
+        """What is object if every pocket is a hole, (H, W)."""
+        solid = self.decided()
+        for pocket in self.outline.pockets if self.outline else ():
+            solid[pocket.window] &= ~pocket.inside
+        return solid
+
+    def cut(self, solid: BoolArray) -> Isolated:
+        """The picture with alpha, by what was decided.
+
+        Raises:
+            InputError: There is no object, or nothing but it.
+        """
+        if self.outline is not None:
+            rgba = cut_out(self.rgba[..., :3], self.outline, solid)
+        elif self.network is not None:
+            rgba = np.dstack([self.rgba[..., :3], _with_soft_rim(solid, self.network)])
+        else:
+            rgba = self.rgba
+        return _checked(rgba, self.method, self.warnings)
+
+    def _is_hole(self, pocket: Pocket, seen: BoolArray | None) -> bool:
+        if self.network is not None and self.network[pocket.window][pocket.inside].mean() > 0.5:
+            return False
+        # What is narrower than two pixels of the coarse silhouettes is beyond what they can tell.
+        if seen is None or pocket.width < seen.shape[0] / 72:
+            return pocket.hard
+        covered = float(seen[pocket.window][pocket.inside].mean())
+        return covered < THROUGH or (pocket.hard and covered < COVERED)
+
+
 def isolate(rgba: FloatArray, mask: FloatArray | None = None, segment: Segment | None = None) -> Isolated:
-    """Cuts the object out by the first means there is: mask, the picture's alpha, plain background, network.
+    """Cuts the object out: by the user's mask, by the picture's alpha, or by its background and the network together.
+
+    Before a plain background both the background and the network speak, where there is one: what either holds to be
+    object is. Views of a set are better cut out together (`view_masks`).
 
     Args:
         rgba: (H, W, 4) float32, straight alpha.
@@ -55,16 +127,60 @@ def isolate(rgba: FloatArray, mask: FloatArray | None = None, segment: Segment |
     Raises:
         InputError: Nothing works: the mask is empty or full, or the background is not plain and there is no network.
     """
+    reading = read_picture(rgba, mask, segment)
+    return reading.cut(reading.decided())
+
+
+def read_picture(rgba: FloatArray, mask: FloatArray | None = None, segment: Segment | None = None) -> Reading:
+    """What a picture says about its object; arguments and errors as for `isolate`."""
     if mask is not None:
-        return _checked(np.dstack([rgba[..., :3], mask]), "mask file")
+        return Reading(np.dstack([rgba[..., :3], mask]), "mask file")
     if has_alpha(rgba):
-        return _checked(rgba, "alpha")
+        if (rgba[..., 3] > 0.5).mean() <= MAX_SHARE:
+            return _by_alpha(rgba)
+        # A screenshot's round corners: what is behind them is the background too.
+        rgba = bled(np.dstack([rgba[..., :3], np.where(rgba[..., 3] > 0.5, 1, 0)]).astype(np.float32))
+    rgb = np.ascontiguousarray(rgba[..., :3])
     try:
-        return _checked(remove_plain_background(rgba[..., :3]), "plain background")
+        outline = find_outline(rgb)
     except InputError:
         if segment is None:
             raise
-    return _checked(np.dstack([rgba[..., :3], segment(rgba[..., :3])]), "segmentation")
+        return Reading(rgba, "segmentation", network=segment(rgb))
+    return Reading(rgba, "plain background", outline, None if segment is None else segment(rgb))
+
+
+def _by_alpha(rgba: FloatArray) -> Reading:
+    """A picture with transparency. An object of glass, half transparent everywhere, is made solid."""
+    alpha = rgba[..., 3]
+    inner = alpha[ndimage.binary_erosion(alpha > VISIBLE, iterations=2)]
+    strength = float(np.quantile(inner, 0.9)) if len(inner) else 1.0
+    # What is left where nothing is solid is a noise floor or a shadow, not an object.
+    if not 2 * VISIBLE < strength < 0.75:
+        return Reading(rgba, "alpha")
+    solid = np.dstack([rgba[..., :3], np.clip(alpha / strength, 0, 1)])
+    return Reading(solid, "alpha", warnings=("The object is translucent in the picture; it becomes solid.",))
+
+
+def _by_network(network: FloatArray, seen: BoolArray | None) -> BoolArray:
+    """A network's soft mask as a decision; what it encloses, and what the other views confirm, needs less."""
+    sure = network > 0.5
+    likely = network > TRANSLUCENT
+    return sure | (likely & filled(sure)) if seen is None else sure | opened(likely & seen, WIDE)
+
+
+def _contradicted(stands_out: BoolArray, network: BoolArray, seen: BoolArray) -> BoolArray:
+    """What the background and the network do not agree on, and no other view knows."""
+    near = ndimage.binary_dilation(seen, iterations=2 * WIDE)
+    return opened((stands_out ^ network) & ~near, WIDE)
+
+
+def _with_soft_rim(solid: BoolArray, network: FloatArray) -> FloatArray:
+    """Alpha (H, W): 1 inside, 0 outside, the network's own within two pixels of the outline."""
+    inner = ndimage.binary_erosion(solid, iterations=2, border_value=1)
+    outer = ndimage.binary_dilation(solid, iterations=2)
+    rim = np.where(solid, np.maximum(network, 0.5), np.minimum(network, 0.5))
+    return np.where(inner, 1, np.where(outer, rim, 0)).astype(np.float32)
 
 
 def has_alpha(rgba: FloatArray) -> bool:
@@ -94,144 +210,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> FloatArray:
     return values.astype(np.float32)
 
 
-def remove_plain_background(rgb: FloatArray) -> FloatArray:
-    """Removes a background of one colour or a smooth gradient.
-
-    The background's colour is a quadratic in x and y fitted robustly to the border. What follows it and is connected
-    with the border is background, and so are enclosed holes of exactly its colour. Along the outline alpha is the
-    share of the nearest inner colour in the pixel's mixture with the background.
-
-    Args:
-        rgb: (H, W, 3) float32 in [0, 1].
-
-    Returns:
-        (H, W, 4) float32, straight alpha, colours without the background's share.
-
-    Raises:
-        InputError: The border is not plain, or nothing stands out from it.
-    """
-    background, spread, plain = fit_background(rgb)
-    if plain < PLAIN_BORDER or spread > MAX_SPREAD:
-        raise InputError(
-            "The background is not plain, so the object cannot be told from it.",
-            "Use transparency or a plain background, give a mask, or get the network that finds the object: "
-            "im3d models download isnet (177 MB).",
-        )
-    distance = _largest(np.abs(rgb - background))
-    contrast = max(MIN_CONTRAST, 4 * spread)
-    solid = _without_specks(~_flooded(distance, contrast, spread))
-    if solid.mean() < MIN_SHARE:
-        raise InputError(
-            "Nothing stands out from the picture's background.", "Use another background, transparency, or a mask."
-        )
-    return _unmixed(rgb, background, distance, solid)
-
-
-def fit_background(rgb: FloatArray) -> tuple[FloatArray, float, float]:
-    """The background's colour everywhere, from the picture's border.
-
-    Returns:
-        The background (H, W, 3); the border's spread about it (robust standard deviation); the share of the border
-        that follows it, in [0, 1].
-    """
-    height, width = rgb.shape[:2]
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    x, y = 2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    margin = max(2, min(height, width) // 64)
-    border = np.ones((height, width), dtype=bool)
-    border[margin:-margin, margin:-margin] = False
-    A, b = terms[border], rgb[border]
-    # The commonest colour of the border starts the fit: an object that leaves the picture must not pull it.
-    bins = (b * 15.999).astype(int) @ (256, 16, 1)
-    start = np.median(b[bins == np.bincount(bins).argmax()], axis=0)
-    residual = _largest(np.abs(b - start))
-    keep = residual < max(0.1, float(np.quantile(residual, 0.5)))
-    for _ in range(8):
-        coefficients = np.linalg.lstsq(A[keep], b[keep], rcond=None)[0]
-        residual = _largest(np.abs(b - A @ coefficients))
-        spread = 1.4826 * float(np.median(residual[keep]))
-        kept, keep = keep, residual < max(0.02, 4 * spread)
-        if keep.sum() < 2 * A.shape[1]:
-            return np.broadcast_to(start, rgb.shape).astype(np.float32), 1.0, 0.0
-        if np.array_equal(keep, kept):
-            break
-    return (terms @ coefficients).astype(np.float32), spread, float(keep.mean())
-
-
-def _flooded(distance: FloatArray, contrast: float, spread: float) -> BoolArray:
-    """Background: connected with the border through pixels near its colour, or an enclosed hole of exactly its colour.
-
-    A bright spot or a painted eye also resembles a white background, but shades off; a hole is flat and hard-edged.
-    """
-    near = distance < contrast
-    labels, count = ndimage.label(near)
-    outside = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    background = np.isin(labels, outside[outside > 0])
-    exact = max(2.5 / 255, 3 * spread)
-    for label, window in enumerate(ndimage.find_objects(labels, count), start=1):
-        if window is None or label in outside:
-            continue
-        inside = labels[window] == label
-        if inside.sum() < 2e-4 * distance.size:
-            continue
-        core = ndimage.binary_erosion(inside)
-        if not core.any() or np.quantile(distance[window][core], 0.95) > exact:
-            continue
-        grown = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in window)
-        inside = labels[grown] == label
-        rim = ndimage.binary_dilation(inside, iterations=2) & ~ndimage.binary_dilation(inside)
-        if np.median(distance[grown][rim]) > 3 * contrast:
-            background[grown] |= inside
-    return background
-
-
-def _without_specks(solid: BoolArray) -> BoolArray:
-    labels, count = ndimage.label(solid, structure=np.ones((3, 3)))
-    if count == 0:
-        return solid
-    areas = np.bincount(labels.ravel())
-    areas[0] = 0
-    return (areas >= max(4, 5e-4 * areas.max()))[labels]
-
-
-def _unmixed(rgb: FloatArray, background: FloatArray, distance: FloatArray, solid: BoolArray) -> FloatArray:
-    """Alpha and colour of the outline's pixels C = α·F + (1 − α)·B, with F from the nearest pixel inside.
-
-    Args:
-        distance: (H, W) from the background, in the channel that differs most.
-        solid: (H, W) the object, its outline included.
-    """
-    inner = ndimage.binary_erosion(solid, structure=np.ones((3, 3)), iterations=2, border_value=1)
-    # Thin parts have no inside: their least mixed pixels stand in for it.
-    ridge = solid & (distance >= ndimage.maximum_filter(distance, 3)) & ~ndimage.binary_dilation(inner, iterations=4)
-    sure = inner | ridge
-    if not sure.any():
-        sure = solid
-    rows, columns = ndimage.distance_transform_edt(~sure, return_distances=False, return_indices=True)
-    band = ndimage.binary_dilation(solid, structure=np.ones((3, 3))) & ~sure
-    # Only the band, a few per cent of the picture, is a mixture.
-    C, B, F = rgb[band], background[band], rgb[rows[band], columns[band]]
-    span = F - B
-    share = ((C - B) * span).sum(axis=-1) / np.maximum((span * span).sum(axis=-1), 1e-4)
-    a = np.clip(share, 0, 1).astype(np.float32)
-    a[a < VISIBLE / 2] = 0
-    result = np.dstack([rgb, sure.astype(np.float32)])
-    result[band, 3] = a
-    a = a[:, None]
-    own = (C - (1 - a) * B) / np.maximum(a, 0.1)
-    # The less of the object a pixel holds, the less its own colour is worth.
-    result[band, :3] = np.where(a > 0, np.clip(a * own + (1 - a) * F, 0, 1), C)
-    return result
-
-
-def _largest(values: FloatArray) -> FloatArray:
-    """The largest of three channels, (…, 3) → (…). numpy's own reduction is slow over so short an axis."""
-    result: FloatArray = np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
-    return result
-
-
-def _checked(rgba: FloatArray, method: Method) -> Isolated:
+def _checked(rgba: FloatArray, method: Method, warnings: tuple[str, ...]) -> Isolated:
     alpha = rgba[..., 3]
     visible = alpha > VISIBLE
     if visible.mean() < MIN_SHARE:
@@ -246,5 +225,21 @@ def _checked(rgba: FloatArray, method: Method) -> Isolated:
     sides = {"top": visible[0], "bottom": visible[-1], "left": visible[:, 0], "right": visible[:, -1]}
     # A few pixels may graze the border; more means that something is cut off.
     cut = [side for side, pixels in sides.items() if pixels.mean() > 0.01]
-    warnings = (f"The object touches the {' and '.join(cut)} of the picture and may be cut off.",) if cut else ()
+    if cut:
+        warnings += (f"The object touches the {' and '.join(cut)} of the picture and may be cut off.",)
+    warnings += several_objects(alpha)
     return Isolated(bled(np.ascontiguousarray(rgba, dtype=np.float32)), method, warnings)
+
+
+def several_objects(alpha: FloatArray) -> tuple[str, ...]:
+    """A warning where (H, W) alpha shows several objects, or words."""
+    labels, _ = ndimage.label(alpha > 0.5, structure=np.ones((3, 3)))
+    areas = np.sort(np.bincount(labels.ravel())[1:])[::-1]
+    if len(areas) > LETTERS and areas[LETTERS] > LETTER * areas[0]:
+        return (f"The picture shows {int((areas > LETTER * areas[0]).sum())} separate pieces, like letters.",)
+    if len(areas) > 1 and areas[1] > ANOTHER * areas[0]:
+        return (
+            f"The picture shows {int((areas > ANOTHER * areas[0]).sum())} separate objects; they become one model. "
+            "Use a picture of a single object.",
+        )
+    return ()

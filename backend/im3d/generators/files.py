@@ -22,9 +22,10 @@ from im3d.framing import DEFAULT_RATIO, VISIBLE
 from im3d.generators.base import Subject
 from im3d.generators.video import closes, read_turn, thumbnail
 from im3d.images import SUFFIXES, FloatArray, OrbitViews, read_image
-from im3d.masks import Method, Segment, has_alpha, isolate
+from im3d.masks import Method, Segment, has_alpha
 from im3d.orbit import DEFAULT_VIEWS, Orbit
 from im3d.progress import Progress
+from im3d.view_masks import common_warnings, isolate_views
 
 # Larger views are reduced: beyond this they cost memory and tell the texture nothing.
 MAX_SIDE = 1024
@@ -129,7 +130,7 @@ def read_orbit(source: Path, views: int = DEFAULT_VIEWS, segment: Segment | None
         orbit = replace(full, azimuths_deg=tuple(full.azimuths_deg[i] for i in chosen))
     elif described:
         orbit = described
-    cut, method, warnings = _isolated(pictures, segment)
+    cut, method, warnings = _isolated(pictures, orbit, "azimuths_deg" in keys, segment)
     rgba, fov = _square(cut, orbit.fov_deg)
     return Brought(
         OrbitViews(rgba, replace(orbit, fov_deg=fov)),
@@ -222,27 +223,15 @@ def numbered(names: Sequence[str]) -> tuple[tuple[float, ...], tuple[str, ...]]:
 
 
 def _isolated(
-    pictures: Sequence[FloatArray], segment: Segment | None
+    pictures: Sequence[FloatArray], orbit: Orbit, direction_known: bool, segment: Segment | None
 ) -> tuple[list[FloatArray], Method, tuple[str, ...]]:
     if any(has_alpha(p) for p in pictures) and not all(has_alpha(p) for p in pictures):
         raise InputError("Some of the views have transparency and some have none.", "Bring all views of one kind.")
-    cut: list[FloatArray] = []
-    methods: set[Method] = set()
-    touching = 0
-    for index, picture in enumerate(pictures):
-        try:
-            isolated = isolate(picture, segment=segment)
-        except InputError as error:
-            raise InputError(f"View {index}: {error.message}", error.hint) from error
-        cut.append(isolated.rgba)
-        methods.add(isolated.method)
-        touching += bool(isolated.warnings)
-    warnings: tuple[str, ...] = ()
-    if touching:
-        warnings = (f"In {touching} of {len(cut)} views the object touches the border and may be cut off.",)
-    # A network steps in only where the plain background failed; it then names the set.
+    cut = isolate_views(pictures, orbit, segment, direction_known)
+    methods: set[Method] = {view.method for view in cut}
+    # A network steps in alone where the plain background failed; it then names the set.
     method: Method = "segmentation" if "segmentation" in methods else methods.pop()
-    return cut, method, warnings
+    return [view.rgba for view in cut], method, common_warnings(cut)
 
 
 def _square(pictures: Sequence[FloatArray], fov_deg: float) -> tuple[FloatArray, float]:

@@ -41,12 +41,12 @@ from im3d.generators.sv3d_network import (
     conditioning_vectors,
 )
 from im3d.images import OrbitViews, over, resized
-from im3d.machine import on_all_cores
-from im3d.masks import Segment, isolate
+from im3d.masks import Segment
 from im3d.model_cache import MODELS
 from im3d.models import find_model, require
 from im3d.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, Orbit
 from im3d.progress import Progress
+from im3d.view_masks import isolate_views
 
 FloatArray = NDArray[np.float32]
 Name = Literal["sv3d_u", "sv3d_p"]
@@ -186,7 +186,7 @@ class Sv3dGenerator:
             x = start().to(self._device)
             with placed(self._loaded().unet, self._device, self._chosen_mode()):
                 x = dpm_solver_2m(self.denoiser(conditioning), x, sigmas, lambda i, _, __: progress(i, steps))
-            rgba = self.cut_outs(self.decode(in_orbit_order(x)))
+            rgba = self.cut_outs(self.decode(in_orbit_order(x)), orbit)
         if self.name == "sv3d_u" or orbit.elevation_deg == self.orbit.elevation_deg:
             # The model redraws its input view; the input itself is truer. `sv3d_u` always draws at its elevation.
             rgba[self.input_frame] = picture
@@ -256,26 +256,20 @@ class Sv3dGenerator:
                 rgb = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
                 yield from rgb.cpu().numpy()
 
-    def cut_outs(self, pictures: Iterable[FloatArray]) -> FloatArray:
-        """Drawn views (S, S, 3) with alpha, (K, S, S, 4), on all of the processor's cores while others are drawn.
+    def cut_outs(self, pictures: Iterable[FloatArray], orbit: Orbit) -> FloatArray:
+        """Drawn views (S, S, 3), whose backgrounds are nearly white, with alpha, (K, S, S, 4).
+
+        The work is done on all of the processor's cores, most of it while others are drawn.
 
         Raises:
             InputError: A view shows no object; of several, the first one is named.
         """
-        return np.stack(on_all_cores(lambda view: self._cut_out(view[1], view[0]), enumerate(pictures)))
-
-    def _cut_out(self, rgb: FloatArray, index: int) -> FloatArray:
-        """A drawn view (S, S, 3), whose background is nearly white, with alpha.
-
-        Raises:
-            InputError: The view shows no object.
-        """
-        opaque = np.dstack([rgb, np.ones(rgb.shape[:2], np.float32)])
+        opaque = (np.dstack([rgb, np.ones(rgb.shape[:2], np.float32)]) for rgb in pictures)
         try:
-            return isolate(opaque, segment=self._segment).rgba
+            return np.stack([view.rgba for view in isolate_views(opaque, orbit, self._segment)])
         except InputError as error:
             raise InputError(
-                f"{self.name} drew no object before a plain background in view {index} ({error.message})",
+                f"{self.name} drew no object before a plain background ({error.message})",
                 "Try another seed or a clearer picture, or download the background remover.",
                 error.remedy,
             ) from error
