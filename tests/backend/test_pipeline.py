@@ -18,6 +18,8 @@ from analytic import orbit_views
 from PIL import Image
 
 from im3d.images import read_views, write_views
+from im3d.job_progress import planned_steps
+from im3d.jobs import Job
 from im3d.splats.ply import load_ply
 
 # Small enough for seconds, large enough to go through every step.
@@ -113,6 +115,10 @@ class TestResult:
             assert np.asarray(preview.convert("RGB")).std() > 10
         with Image.open(finished["turntable"]) as turntable:
             assert turntable.n_frames == 36
+
+    def test_its_steps_are_those_that_the_progress_counts(self, finished: dict[str, Any]) -> None:
+        job = Job.open(Path(finished["job"]))
+        assert job.state.finished == [step.name for step in planned_steps(job.request)]
 
     def test_nothing_temporary_is_left(self, finished: dict[str, Any]) -> None:
         names = {p.name for p in Path(finished["job"]).iterdir()}
