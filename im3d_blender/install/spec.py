@@ -68,13 +68,18 @@ def source_files(sources: Path) -> list[Path]:
     return [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
 
 
-def default_spec(version: str, host_python: str = sys.executable) -> InstallSpec:
-    """The installation for this machine. It asks the graphics driver, which takes up to a second.
+def default_spec(
+    version: str, host_python: str = sys.executable, accelerator: Accelerator | None = None
+) -> InstallSpec:
+    """The installation for this machine.
+
+    Args:
+        accelerator: The build of torch; None asks the graphics driver, which takes up to a second.
 
     Raises:
         LookupError: There is none; the text names the platform, e.g. "linux-riscv64".
     """
-    accelerator = detect()
+    accelerator = accelerator or detect()
     name = f"{platform_name()}-{accelerator}"
     builds = tomllib.loads((LOCKS / "builds.toml").read_text(encoding="utf-8"))
     if name not in builds:

@@ -87,9 +87,14 @@ class Stage:
         self.queue()
         state = self.backend
         state.__dict__.update(type(state)().__dict__)
+        self.offer("cpu")  # before `refresh` asks for a graphics card on a thread of its own
         part("backend_state").refresh(bpy.context)
         state.installed = SimpleNamespace(version="0.1.0", accelerator="cu130", python=Path("python"), home=Path())
         state.models = [dataclasses.replace(model, installed=True) for model in state.models]
+
+    def offer(self, accelerator: str) -> None:
+        """What would be installed on a machine of that kind."""
+        self.backend.offer = part("install").default_spec("0.1.0", accelerator=accelerator)
 
     def load_pictures(self) -> None:
         """Blender reads a picture when it first draws it, some time later; asked for its size, at once."""

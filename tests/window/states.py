@@ -225,19 +225,37 @@ def not_installed_offline(stage: Stage) -> None:
 
 
 @state
-def installing(stage: Stage) -> None:
+def not_installed_nvidia(stage: Stage) -> None:
     stage.backend.installed = None
-    stage.backend.installation = SimpleNamespace(cancel=lambda: None, poll=lambda: stage.backend.progress)
-    stage.backend.progress = part("install").InstallProgress("packages", 0.42, "Downloading packages: 2.1 of 5.0 GB")
+    stage.offer("cu130")
 
 
 @state
-def install_failed(stage: Stage) -> None:
-    failure = part("link.backend").Failure(
-        "network", "The package index cannot be reached.", "Check the network and the proxy, then install again.", ""
-    )
+def not_supported(stage: Stage) -> None:
+    stage.backend.installed = stage.backend.offer = None
+    stage.backend.no_offer = "linux-riscv64"
+
+
+@state
+def development_environment(stage: Stage) -> None:
+    stage.backend.installed = SimpleNamespace(version="", accelerator="", python=Path("python"), home=Path())
+
+
+@state
+def installing(stage: Stage) -> None:
+    stage.backend.installed = None
+    stage.backend.installation = SimpleNamespace(cancel=lambda: None, poll=lambda: stage.backend.progress)
+    stage.backend.progress = part("install").InstallProgress("packages", 0.42, "Downloading packages")
+
+
+def _install_failed(stage: Stage, code: str) -> None:
+    failure = part("install.failures").InstallError(code, "install.log").failure
     stage.backend.installed = None
     stage.backend.progress = part("install").InstallProgress("packages", 0.1, "", failure, True)
+
+
+for _code in ("certificate", "ensurepip", "network", "place"):
+    state(partial(_install_failed, code=_code), name=f"install_failed_{_code}")
 
 
 @state
