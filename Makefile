@@ -42,7 +42,7 @@ test-window: $(STAMP)
 
 # docs/images/panel_*.png, from the same states in Blender 5.2.
 panel-pictures: $(STAMP)
-	$(BIN)/python tests/window/run.py sid --no-work --looks en_1x_dark --images docs/images \
+	$(BIN)/python tests/window/run.py sid --out out/panel --no-work --looks en_1x_dark --images docs/images \
 		--states panel_idle panel_running panel_history panel_error
 
 # The add-on in the other supported Blenders; the versions are installed as bpy from the package index.

@@ -33,10 +33,6 @@ import bpy
 from stage import Stage, part
 
 SIDEBAR, POPUP, PREFERENCES, FILES = "SIDEBAR", "POPUP", "PREFERENCES", "FILES"
-WARNING = (
-    'The prompt says "running": views of something that moves may not fit together. '
-    "If the object looks doubled or torn, describe it standing still."
-)
 PROMPT = "a wooden treasure chest with iron bands"
 
 
@@ -183,32 +179,6 @@ def prompt_without_image_model(stage: Stage) -> None:
     stage.settings.source, stage.settings.prompt = "PROMPT", PROMPT
 
 
-@state
-def cutting_out(stage: Stage) -> None:
-    _cut_out(stage, "playhouse.png", part("tasks").TaskState())
-
-
-@state
-def cutting_out_failed(stage: Stage) -> None:
-    message, hint, remedy = FAILURES["background"][1:]
-    _cut_out(stage, "playhouse.png", part("tasks").TaskState(done=True, error=f"{message} {hint}", remedy=remedy))
-
-
-@state
-def cut_out(stage: Stage) -> None:
-    stage.settings.source, stage.settings.image = "IMAGE", stage.image("playhouse.png")
-    stage.settings.cutout = stage.image("cabinet.png")
-    part("cutout").state.warnings = [WARNING]
-
-
-def _cut_out(stage: Stage, name: str, state: Any) -> None:
-    stage.models()
-    stage.settings.source, stage.settings.image = "IMAGE", stage.image(name)
-    known = part("cutout").state
-    known.task = SimpleNamespace(state=state, cancel=lambda: None, poll=lambda: state)
-    known.scene, known.image, known.mask = bpy.context.scene.name, name, ""
-
-
 # ---------------------------------------------------------------- the backend
 
 
@@ -342,14 +312,6 @@ def cancelled(stage: Stage) -> None:
 
 
 @state
-def warned(stage: Stage) -> None:
-    """A job that runs and one that is done, with what they have to say."""
-    done = stage.job("chest", "done", fraction=1.0, warnings=[WARNING])
-    known = stage.queue(stage.job("barrel", "running", stage="fit", fraction=0.3, warnings=[WARNING]), done)
-    known.arriving.clear()
-
-
-@state
 def arriving(stage: Stage) -> None:
     stage.queue(stage.job("barrel", "done", fraction=1.0))
 
@@ -476,20 +438,9 @@ def history_nothing_found(stage: Stage) -> None:
 # ---------------------------------------------------------------- dialogs, menus, preferences
 
 
-for _menu in ("TOPBAR_MT_file_import", "VIEW3D_MT_mesh_add", "IM3D_MT_generator"):
-    state(lambda stage, menu=_menu: bpy.ops.wm.call_menu(name=menu), shows=POPUP, name=f"menu_{_menu}")
-
-
 @state(shows=POPUP)
-def menu_generator_without_models(stage: Stage) -> None:
-    stage.models()
-    bpy.ops.wm.call_menu(name="IM3D_MT_generator")
-
-
-@state(shows=POPUP)
-def dialog_many_pictures(stage: Stage) -> None:
-    files = [{"name": f"{number}.png"} for number in range(5)]
-    bpy.ops.im3d.drop_pictures("INVOKE_DEFAULT", directory=str(stage.pictures), files=files)
+def menu_import(stage: Stage) -> None:
+    bpy.ops.wm.call_menu(name="TOPBAR_MT_file_import")
 
 
 @state(shows=POPUP)

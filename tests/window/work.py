@@ -74,7 +74,8 @@ def queue_of_three(folder: Path) -> Iterator[None]:
 def import_and_undo(folder: Path) -> Iterator[None]:
     """A finished job comes into the scene again; one undo takes it out, one redo brings it back."""
     row = next(row for row in bpy.context.window_manager.im3d.jobs if row.title == "third")
-    operate(bpy.ops.im3d.import_job, "INVOKE_DEFAULT", filepath=row.folder, name="again")
+    # True: with an undo step, as after a click.
+    operate(bpy.ops.im3d.import_job, "INVOKE_DEFAULT", True, filepath=row.folder, name="again")
     yield from until(lambda: "again" in objects(), "the object is imported")
     operate(bpy.ops.ed.undo)
     yield
@@ -126,7 +127,7 @@ def ask(**arguments: Any) -> Iterator[None]:
     return current().queue.jobs[-1]
 
 
-def operate(operator: Any, *how: str, **arguments: Any) -> None:
+def operate(operator: Any, *how: Any, **arguments: Any) -> None:
     """Calls an operator from the viewport; its own error is raised."""
     window, area = view()
     region = next(r for r in area.regions if r.type == "WINDOW")
