@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import addon_utils
 import bpy
 import numpy as np
-from screen import Box, Screen, changed, cut, marked, write_png
+from pixels import Box, changed, cut, marked, write_png
+from screen import Screen
 from stage import PACKAGE, Stage, part, region, show_only_viewport, sidebar, view, write_json
 
 PLAN = json.loads(Path(os.environ["PLAN"]).read_text(encoding="utf-8"))
@@ -96,7 +97,7 @@ class Walk:
                 write_json(OUT / "report.json", self.report)
 
     def _compare(self, name: str, look: Look, before: np.ndarray, box: Box, frame: np.ndarray) -> None:
-        picture, count = marked(before, cut(frame, box))
+        picture, count = marked(before, cut(frame, box), look.scale)
         if name == CONTROL.name:
             if count != 1:
                 raise RuntimeError(f"{count} of two labels are found to be cut off, not the long one")

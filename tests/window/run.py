@@ -163,9 +163,9 @@ def _built_zip(out: Path) -> Path:
 
 def _finished_jobs(folder: Path) -> None:
     """Three finished jobs to be listed, with the repository's examples for pictures."""
-    views = sorted((ROOT / "examples" / "playhouse").glob("*.png"))
     for name in EXAMPLES:
-        (folder / name / "views").mkdir(parents=True)
+        views = sorted((ROOT / "examples" / name).glob("*.png"))
+        (folder / name / "views" if views else folder / name).mkdir(parents=True)
         shutil.copy(ROOT / "examples" / f"{name}.png", folder / name / "preview.png")
         for number, view in enumerate(views[:8]):
             shutil.copy(view, folder / name / "views" / f"view_{number:03d}.png")

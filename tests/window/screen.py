@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import mmap
-import os
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import bpy
 import numpy as np
+from pixels import Box, cut
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the screen
 MOST_DRAWS = 150
 
 
@@ -64,46 +62,3 @@ class Screen:
         plain[-16:] = True
         used = np.flatnonzero(~plain)
         return (*box[:3], top + min(int(used[-1]) + 12 if len(used) else 1, region.height))
-
-
-def cut(frame: np.ndarray, box: Box) -> np.ndarray:
-    left, top, right, bottom = box
-    return frame[top:bottom, left:right]
-
-
-def changed(a: np.ndarray, b: np.ndarray, within: Box) -> Box | None:
-    """The smallest box in a box outside which two frames are equal there; None when nothing differs."""
-    different = cut(a, within) != cut(b, within)
-    if not different.any():
-        return None
-    rows, columns = np.flatnonzero(different.any(axis=1)), np.flatnonzero(different.any(axis=0))
-    left, top = within[:2]
-    return left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
-
-
-def marked(frame: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, int]:
-    """The frame with a red line under everything in which the other differs, and how many rows of text that are."""
-    different = frame != other
-    rows = different.any(axis=1)
-    count = int(rows[0]) + int((rows[1:] & ~rows[:-1]).sum())
-    out = frame.copy()
-    for row in np.flatnonzero(rows & ~np.append(rows[1:], False)):
-        columns = np.flatnonzero(different[row])
-        out[row : row + 2, max(0, int(columns[0]) - 30) : int(columns[-1]) + 2] = 0xFF0000
-    return out, count
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes (H, W) numbers 0xRRGGBB; complete or not at all."""
-    height, width = pixels.shape
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)
-    for channel, shift in enumerate((16, 8, 0)):
-        rows[:, 1 + channel :: 3] = pixels >> shift & 255
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-              (b"IDAT", zlib.compress(rows.tobytes(), 4)), (b"IEND", b"")]  # fmt: skip
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for name, data in chunks:
-            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
-    os.replace(part, path)

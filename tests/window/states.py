@@ -287,7 +287,7 @@ def running(stage: Stage) -> None:
     made = stage.finished()
     frames = sorted((made / "views").glob("*.png"))
     stage.queue(
-        stage.job("refrigerator", "running", stage="fit", step=740, steps=1200, fraction=0.58, eta_s=41.0,
+        stage.job(made.name, "running", stage="fit", step=740, steps=1200, fraction=0.58, eta_s=41.0,
                   preview=made / "preview.png", frames=frames),
         stage.job("barrel"),
         stage.job("market stall"),

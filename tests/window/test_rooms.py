@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pytest
 import room
 import run
 from fonts import write_fonts
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
+from pixels import marked
 
 DEB822 = """Types: deb
 URIs: http://archive.example/debian-security/
@@ -82,3 +84,18 @@ def test_only_the_ellipsis_looks_different(tmp_path: Path) -> None:
     for text, same in (("Stable Video 3D, with camera", True), ("Stable Vid…", False)):
         assert plain.getlength(text) == marked.getlength(text)
         assert (bytes(plain.getmask(text)) == bytes(marked.getmask(text))) is same
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_block_is_found_and_a_text_that_moved_is_not(tmp_path: Path, scale: int) -> None:
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    plain, other = (ImageFont.truetype(str(path), 11 * scale) for path in write_fonts(font, tmp_path))
+
+    def drawn(text: str, font: ImageFont.FreeTypeFont, left: int = 4) -> np.ndarray:
+        picture = Image.new("L", (200 * scale, 20 * scale), 60)
+        ImageDraw.Draw(picture).text((left, 4), text, font=font, fill=230)
+        return np.asarray(picture).astype(np.uint32)
+
+    assert marked(drawn("Stable Vid…", plain), drawn("Stable Vid…", other), scale)[1] == 1
+    assert marked(drawn("Stable Video", plain), drawn("Stable Video", other), scale)[1] == 0
+    assert marked(drawn("Stable Video", plain), drawn("Stable Video", plain, left=5), scale)[1] == 0
