@@ -450,11 +450,6 @@ def menu_generator(stage: Stage) -> None:
 
 
 @state(shows=POPUP)
-def menu_add_mesh(stage: Stage) -> None:
-    bpy.ops.wm.call_menu(name="VIEW3D_MT_mesh_add")
-
-
-@state(shows=POPUP)
 def dialog_dropped_pictures(stage: Stage) -> None:
     """Several pictures at once: one object each, or views of one?"""
     files = [{"name": "refrigerator.png"}] * 4
