@@ -46,6 +46,8 @@ FIT_TIE = 0.002
 SURE_MARGIN = 0.006
 # Views whose outlines agree less than this under every hypothesis do not show one object.
 LEAST_AGREEMENT = 0.3
+# Below this (strictly) they are hardly one even turn: right orbits had .91 to 1, wrong ones .41 to .80.
+EVEN_TURN = 0.85
 # Error that the prior adds 30° outside the elevations people photograph from.
 PRIOR_WEIGHT = 0.001
 LIKELY_DEG = (0.0, 20.0)
@@ -61,7 +63,8 @@ class OrbitEstimate:
         elevation_confidence: In [0, 1]; below 0.5 the elevation is little more than a guess.
         direction_confidence: In [0, 1]; low also where both turns look the same and it does not matter.
         method: What decided: it was given, the masks alone, the colours on the hull, fits, or the prior.
-        agreement: Mean intersection over union of the hull's silhouettes with the masks.
+        agreement: Mean intersection over union of the hull's silhouettes with the masks, of which two may err.
+        strict_agreement: The same where none may.
         margin: Error that 10° more or less of elevation add; mask share plus weighted colour error.
     """
 
@@ -71,7 +74,18 @@ class OrbitEstimate:
     direction_confidence: float
     method: Method
     agreement: float
+    strict_agreement: float
     margin: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user of the views should know, a sentence each."""
+        if self.strict_agreement >= EVEN_TURN:
+            return ()
+        return (
+            "The views do not fit one even turn: the result may be broken. Check that they go once around one still "
+            "object, evenly, with none missing and none cropped.",
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ def estimate_orbit(
     orbit = views.orbit
     directions = (1,) if direction_known else (1, -1)
     if orbit.elevation_deg is not None and direction_known and radius_known:
-        return OrbitEstimate(orbit, 1, 1.0, 1.0, "given", 1.0, math.inf)
+        return OrbitEstimate(orbit, 1, 1.0, 1.0, "given", 1.0, 1.0, math.inf)
 
     best, tried, method, hull = _search(views, directions, photometric_score)
     longest = float(hull.extent().max())
@@ -118,6 +132,7 @@ def estimate_orbit(
             "The views do not fit together: no orbit about one object explains their outlines.",
             "Check that they show one full turn of one still object, in order.",
         )
+    strict = _level_of_masks(views.rgba[..., 3], orbit, FINE_SIZE, FINE_CELLS, 0)
     elevation_given = orbit.elevation_deg is not None
     margin = math.inf if elevation_given else _elevation_margin(best, tried)
     turn_margin = min((h.error for h in tried if h.direction != best.direction), default=math.inf) - best.error
@@ -134,6 +149,7 @@ def estimate_orbit(
         direction_confidence=_confidence(turn_margin),
         method=method,
         agreement=best.agreement,
+        strict_agreement=strict.judge(best.elevation_deg, best.direction, colours=False).agreement,
         margin=margin,
     )
 

@@ -235,6 +235,8 @@ class Stages:
                 f"The views that {self.generator.name} drew do not show one object.",
                 "Try another seed, or a picture that shows the object more clearly.",
             ) from error
+        if self.request.views is not None:
+            self.warn(*estimate.warnings)
         method, confidence = self._elevation_source(views, estimate)
         self.notes.update(
             network_calls=self.generator.network_calls,
