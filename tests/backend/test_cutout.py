@@ -51,5 +51,5 @@ def test_a_photograph_says_what_helps(tmp_path: Path, disc: Path, capsys: pytest
     noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "cluttered.png")
     status, answer = cutout(capsys, tmp_path / "cluttered.png", "--out", tmp_path / "cut.png")
-    assert (status, answer["code"]) == (2, "bad_input")
+    assert (status, answer["code"], answer["remedy"]) == (2, "bad_input", "download isnet")
     assert not (tmp_path / "cut.png").exists()
