@@ -26,8 +26,8 @@ FloatArray = NDArray[np.float32]
 # A picture is decoded only below this size: a small file can claim any number of pixels.
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
-# A job's picture is reduced to this: an object that fills a quarter of it keeps enough pixels for every generator.
-LONGEST_SIDE = 2048
+# A job's picture is reduced to this, as views are: cutting out takes time by the pixel, generators draw at most 576.
+LONGEST_SIDE = 1024
 # Plain raster formats. Pillow's others hand the file to external programs (EPS) or hold no single picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "TGA", "PPM")
 SUFFIXES = frozenset(
