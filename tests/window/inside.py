@@ -65,7 +65,8 @@ class ControlPanel(bpy.types.Panel):
         self.layout.label(text="A label with more words than any sidebar is wide, at whatever scale", translate=False)
 
 
-CONTROL = SimpleNamespace(name="control", shows="SIDEBAR", arrange=lambda stage: None)
+# It comes first and shows all panels: their order is that in which Blender has first seen them together.
+CONTROL = SimpleNamespace(name="control", shows="SIDEBAR", arrange=lambda stage: stage.queue(stage.job("barrel")))
 
 
 class Walk:

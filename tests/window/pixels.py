@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the screen
-BLOCK = 4
+BLOCK, RIM = 4, 6  # pixels at scale 1
 
 
 def cut(frame: np.ndarray, box: Box) -> np.ndarray:
@@ -32,9 +32,11 @@ def marked(frame: np.ndarray, other: np.ndarray, scale: int) -> tuple[np.ndarray
     """The frame with a red line under every block that only the other has, and how many rows of text have one.
 
     A block is at least `BLOCK` pixels at scale 1, of one colour: what has moved by a pixel, as a window's content does
-    now and then, differs in thin lines only.
+    now and then, differs in thin lines only. The picture's rim is left out: a menu's own is not always drawn the same.
     """
     different = frame != other
+    rim = scale * RIM
+    different[:rim] = different[-rim:] = different[:, :rim] = different[:, -rim:] = False
     height, width = (max(side - scale * BLOCK + 1, 0) for side in frame.shape)
     blocks = np.ones((height, width), bool)
     for y in range(scale * BLOCK if different.any() else 0):
