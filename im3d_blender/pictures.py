@@ -44,7 +44,7 @@ def export_image(image: bpy.types.Image, folder: Path) -> Path:
     """The data-block's own file when that shows the same, otherwise a PNG of its pixels, named by its content.
 
     Raises:
-        PictureError: It has no pixels.
+        PictureError: It has no pixels, or its file is gone before Blender read it.
     """
     own = Path(bpy.path.abspath(image.filepath, library=image.library)) if image.filepath else None
     is_file = image.source == "FILE" and not image.is_dirty and not image.packed_file
@@ -52,6 +52,8 @@ def export_image(image: bpy.types.Image, folder: Path) -> Path:
         return own.absolute()
     width, height = image.size
     if not (width and height) or (not image.has_data and not len(image.pixels)):
+        if image.source == "FILE" and not image.packed_file and own is not None and not own.is_file():
+            raise PictureError(f"{own} does not exist any more. Choose the image again.")
         raise PictureError(f"The image {image.name} has no pixels.")
     pixels = np.empty(width * height * image.channels, np.float32)
     image.pixels.foreach_get(pixels)

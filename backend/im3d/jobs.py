@@ -89,7 +89,7 @@ class Request:
         if self.mask is not None and self.image is None:
             raise InputError("A mask belongs to a picture, and none is given.", "Give the picture too, or no mask.")
         if not 0 < self.height_m <= 1000:
-            raise InputError(f"A height of {self.height_m:g} m is out of range.", "Use a height up to 1000 m.")
+            raise InputError(f"A height of {self.height_m:g} m is out of range.", "Use a height above 0, up to 1000 m.")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"The seed {self.seed} is out of range.", "Use a seed from 0 to 2^63 - 1.")
 

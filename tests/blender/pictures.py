@@ -27,15 +27,23 @@ def exported(extension: str, jobs: str) -> dict[str, Any]:
     loaded = bpy.data.images.load(str(path))
     missing = bpy.data.images.new("missing", 1, 1)
     missing.source, missing.filepath = "FILE", str(folder / "gone.png")
-    try:
-        pictures.export_image(missing, folder)
-        refused = ""
-    except (pictures.PictureError, RuntimeError) as error:
-        refused = str(error)
+    empty = bpy.data.images.new("empty", 1, 1)
+    empty.source = "FILE"  # of none
     return {
         "drawn": str(path), "again": str(again), "linear": str(pictures.export_image(linear, folder)),
-        "own_file": str(pictures.export_image(loaded, folder)), "refused": refused,
+        "own_file": str(pictures.export_image(loaded, folder)),
+        "gone": _refusal(missing, folder), "empty": _refusal(empty, folder),
     }  # fmt: skip
+
+
+def _refusal(image: bpy.types.Image, folder: Path) -> str:
+    """Why an image becomes no file."""
+    pictures = module("pictures")
+    try:
+        pictures.export_image(image, folder)
+    except pictures.PictureError as error:
+        return str(error)
+    return ""
 
 
 def camera(extension: str, jobs: str) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def test_images_become_files_that_show_the_same(extension: Path, tmp_path: Path)
     assert got["own_file"] == got["drawn"]  # a file that shows the same needs no copy
     # A float image holds light; 0.5 of it is 188 of 255 in sRGB.
     assert np.asarray(Image.open(got["linear"]))[0, 0].tolist() == [188, 0, 255, 255]
-    assert "no pixels" in got["refused"]
+    assert got["gone"] == f"{tmp_path / 'inputs' / 'gone.png'} does not exist any more. Choose the image again."
+    assert "no pixels" in got["empty"]
 
 
 def test_the_camera_s_picture(extension: Path, tmp_path: Path) -> None:
