@@ -126,10 +126,10 @@ class Measured(Sv3dGenerator):
 
         return measured
 
-    def cut_outs(self, pictures: Iterable[FloatArray]) -> FloatArray:
+    def cut_outs(self, pictures: Iterable[FloatArray], orbit: Orbit) -> FloatArray:
         # Views are cut out while others are decoded.
         with self.watch.part(f"{self.prefix}decode"):
-            return super().cut_outs(pictures)
+            return super().cut_outs(pictures, orbit)
 
 
 def bench(
