@@ -97,8 +97,7 @@ def ensure(context: bpy.types.Context) -> Session:
         _session = Session(make_queue(context))
         if not bpy.app.background:  # a script has its own job in mind
             _session.left = _session.queue.unfinished()
-            if get_preferences(context).on_close == "CONTINUE":
-                resume_left(context, _session)
+            _continue_left(context, _session)
     return _session
 
 
@@ -112,12 +111,21 @@ def use(queue: JobQueue) -> Session:
 
 def make_queue(context: bpy.types.Context) -> JobQueue:
     """A queue as the preferences say; starts nothing yet."""
-    preferences, home = get_preferences(context), home_folder(context)
-    host = preferences.remote_host.strip()
-    command = remote_command(host) if host else backend_command(backend_folder(context), bpy.app.binary_path)
-    backend = Backend(command, home / "logs" / "backend.log", child_environment(home))
+    home, host = home_folder(context), get_preferences(context).remote_host.strip()
+    backend = Backend(_command(context), home / "logs" / "backend.log", child_environment(home))
     files = remote_command(host, "--files") if host else None
     return JobQueue(backend, jobs_folder(context), time.monotonic, files)
+
+
+def _command(context: bpy.types.Context) -> list[str]:
+    host = get_preferences(context).remote_host.strip()
+    return remote_command(host) if host else backend_command(backend_folder(context), bpy.app.binary_path)
+
+
+def _backend_changed(context: bpy.types.Context, session: Session) -> None:
+    """A backend was installed while Blender ran: the next start is of that one, and what waited for it goes on."""
+    session.queue.backend.command = _command(context)
+    _continue_left(context, session)
 
 
 def restart() -> None:
@@ -170,6 +178,12 @@ def resume_left(context: bpy.types.Context, session: Session) -> None:
             session.note(session.queue.resume(folder))
     session.left = []
     redraw(context)
+
+
+def _continue_left(context: bpy.types.Context, session: Session) -> None:
+    """Does so where the preferences ask for it, and not before there is a backend: they would fail for want of it."""
+    if get_preferences(context).on_close == "CONTINUE" and backend_state.is_ready(context):
+        resume_left(context, session)
 
 
 def wait_for(context: bpy.types.Context, ids: list[str], report: Any = None) -> None:
@@ -248,8 +262,11 @@ def _tick() -> float:
     try:
         session = ensure(bpy.context)
         advance(bpy.context, session)
+        before = backend_state.state.installed
         if backend_state.advance(bpy.context) | cutout.advance(bpy.context):
             redraw(bpy.context)
+        if backend_state.state.installed != before:
+            _backend_changed(bpy.context, session)
         _show_percent(bpy.context, session)
         _free_when_idle(bpy.context, session)
         return ACTIVE_S if session.is_active or backend_state.is_working() or cutout.is_working() else IDLE_S

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -215,6 +217,36 @@ def left_unfinished(extension: str, jobs: str) -> dict[str, Any]:
         "left": left, "asked": folder.name, "then": [str(p) for p in known.queue.unfinished()], "objects": names(),
         "jobs": len(known.queue.jobs),
     }  # fmt: skip
+
+
+def installed_meanwhile(extension: str, jobs: str, home: str) -> dict[str, Any]:
+    """The backend is installed while Blender runs; a job was left unfinished before."""
+    os.environ.pop("IM3D_PYTHON", None)
+    install(extension)
+    preferences = bpy.context.preferences.addons[PACKAGE].preferences
+    preferences.jobs_folder, preferences.home = jobs, home
+    session, state = module("session"), module("backend_state").state
+    placement = module("placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    session.submit(bpy.context, module("job_request").make_request(prompt="x", name="Kiste"), placement)
+    session.restart()
+    known = session.ensure(bpy.context)
+    known.left = known.queue.unfinished()
+    session._tick()
+    before = len(known.left)
+    backend = Path(home, "backend")
+    (backend / "bin").mkdir(parents=True)
+    python = backend / "bin" / "python"
+    python.touch()
+    current = {"python": "backend/bin/python", "version": "0.1.0", "accelerator": "cpu", "key": "k"}
+    (backend / "current.json").write_text(json.dumps(current), encoding="utf-8")
+    state.installation = SimpleNamespace(poll=lambda: SimpleNamespace(done=True, error=""), cancel=lambda: None)
+    session._tick()
+    got = {
+        "before": before, "left": len(known.left), "jobs": [job.state for job in known.queue.jobs],
+        "starts": known.queue.backend.command[0] == str(python),
+    }  # fmt: skip
+    session.restart()
+    return got
 
 
 def examples(extension: str, jobs: str, *blocks: str) -> dict[str, Any]:

@@ -113,6 +113,14 @@ def test_a_job_that_was_left_is_taken_up_once(blender: Callable[..., dict[str, A
     assert (got["then"], got["jobs"], got["objects"]) == ([], 1, ["Kiste"])
 
 
+def test_a_backend_that_is_installed_meanwhile_is_the_next_to_start(
+    blender: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    got = blender("installed_meanwhile", tmp_path / "home")
+    assert (got["before"], got["left"], got["jobs"]) == (1, 0, ["waiting"])
+    assert got["starts"]
+
+
 def test_the_command_of_blender(blender: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     got = blender("command_line", tmp_path / "deep" / "box.blend")
     assert got["statuses"] == [2, 1, 1, 0]  # wrong arguments, nothing to start from, a failed job, done
