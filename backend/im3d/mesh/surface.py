@@ -105,7 +105,7 @@ def simplified(mesh: TriangleMesh, faces: int) -> TriangleMesh:
         tolerance *= TOLERANCE_STEP
         solid = solid.simplify(tolerance)
     if solid.num_tri() > faces or solid.num_tri() == 0:
-        raise InputError(f"The shape cannot be told in {faces} faces.", "Allow more faces.")
+        raise InputError(f"{faces} faces are too few for this shape.", "Allow more faces.")
     return _separated(from_manifold(solid))
 
 
