@@ -178,7 +178,10 @@ class Stages:
                 f"The elevation of {elevation:g}° is out of range.", f"Use one within ±{MAX_ELEVATION_DEG:g}°."
             )
         if self.request.image is not None:
-            write_png(self.job.folder / "input.png", read_image(Path(self.request.image), LONGEST_SIDE))
+            picture = read_image(Path(self.request.image), LONGEST_SIDE)
+            if self.request.mask is not None:
+                read_mask(Path(self.request.mask), picture.shape)
+            write_png(self.job.folder / "input.png", picture)
         if self.request.only_prompt:
             self.notes["image_model"] = self._image_model()
         if self.settings.refine.raise_deg and self.generator.name != "sv3d_p":

@@ -459,6 +459,17 @@ def test_the_users_mask_is_taken_and_the_crop_is_kept(tmp_path: Path, picture: P
     assert (rows.min() + rows.max() + 1) / 2 == pytest.approx(size / 2, abs=1)
 
 
+@pytest.mark.usefixtures("installed_models")
+def test_a_mask_of_another_shape_is_refused_before_anything_is_done(tmp_path: Path, picture: Path) -> None:
+    """So the corrected request may have the same folder."""
+    write_png(tmp_path / "mask.png", np.ones((40, 80, 3), np.float32))
+    job = new_job(tmp_path / "job", image=str(picture), mask=str(tmp_path / "mask.png"))
+    with pytest.raises(InputError, match=r"The mask .* is 80 x 40, the picture 96 x 96"):
+        run(job)
+    assert job.state.finished == []
+    assert new_job(tmp_path / "job", image=str(picture)).request.mask is None
+
+
 def test_the_command_line_ends_with_status_3_where_nothing_is_installed(
     tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
