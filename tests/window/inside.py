@@ -134,6 +134,7 @@ class Walk:
             bpy.ops.screen.userpref_show("INVOKE_DEFAULT")
             yield
             _show_our_preferences()
+        _point(window)  # a popup opens there
         yield from screen.settled()
         before, inside = screen.frame(), region("WINDOW")
         with bpy.context.temp_override(window=window, area=area, region=inside):
@@ -163,6 +164,10 @@ def _show_our_preferences() -> None:
     addon_utils.module_bl_info(module)["show_expanded"] = True
 
 
+def _point(window: bpy.types.Window) -> None:
+    window.event_simulate(type="MOUSEMOVE", value="NOTHING", x=window.width // 3, y=window.height // 2)
+
+
 def _press(window: bpy.types.Window, key: str) -> None:
     for value in ("PRESS", "RELEASE"):
         window.event_simulate(type=key, value=value, x=window.width // 2, y=window.height // 2)
@@ -176,8 +181,6 @@ def everything() -> Iterator[None]:
         filepath=str(OUT / "im3d.zip"), repo="user_default", enable_on_install=True
     )
     yield from show_only_viewport()
-    window = bpy.context.window_manager.windows[0]
-    window.event_simulate(type="MOUSEMOVE", value="NOTHING", x=window.width // 3, y=window.height // 2)
     session = part("session")
     if bpy.app.timers.is_registered(session._tick):
         bpy.app.timers.unregister(session._tick)  # nothing moves on a photograph

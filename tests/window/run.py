@@ -41,7 +41,7 @@ export HOME={W} PLAN={W}/plan.json
 Xvfb -displayfd 3 -screen 0 2600x3000x24 -fbdir {W} -nolisten tcp 3>{W}/display 2>/dev/null &
 while ! [ -s {W}/display ]; do kill -0 $!; sleep 0.05; done
 export DISPLAY=:$(cat {W}/display)
-window='--enable-event-simulate --window-geometry 0 0 1000 3000'
+window='--enable-event-simulate --window-geometry 0 0 800 3000'
 blender $window --python {W}/tests/inside.py && status=0 || status=$?
 echo "Blender ended with $status"
 exit $status

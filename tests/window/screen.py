@@ -31,8 +31,9 @@ class Screen:
     def frame(self) -> np.ndarray:
         """What is on the screen where windows are, (H, W) numbers 0xRRGGBB."""
         pixels = np.frombuffer(self._map, "<u4", self._row // 4 * self.height, self._start)
-        right = max(window.x + window.width for window in bpy.context.window_manager.windows)
-        return pixels.reshape(self.height, -1)[:, : min(right, self.width)].copy()
+        windows = bpy.context.window_manager.windows
+        right = windows[0].width if len(windows) == 1 else self.width
+        return pixels.reshape(self.height, -1)[:, :right].copy()
 
     def settled(self, equal: int = 1) -> Iterator[None]:
         """To be yielded from: until so many draws have changed nothing, and all pictures are loaded."""
