@@ -42,8 +42,12 @@ class Look:
         return f"{self.language.split('_')[0]}_{self.scale}x_{self.theme}"
 
 
-# Texts depend on the language and the scale: all four pairs. The theme changes nothing but colours.
-LOOKS = [Look("en_US", 1, "dark"), Look("de_DE", 2, "dark"), Look("en_US", 2, "light"), Look("de_DE", 1, "light")]
+# The first two have both of everything; the others are drawn when they are asked for.
+LOOKS = [
+    Look("en_US", 1, "dark"),
+    Look("de_DE", 2, "light"),
+    *(Look(language, 1, "dark") for language in ("de_DE", "es", "fr_FR", "ja_JP", "zh_HANS")),
+]
 
 
 class ControlPanel(bpy.types.Panel):
@@ -78,7 +82,7 @@ class Walk:
 
     def __init__(self, screen: Screen, stage: Stage, states: list[Any]) -> None:
         self.screen, self.stage, self.states = screen, stage, states
-        self.looks = [look for look in LOOKS if not PLAN["looks"] or look.name in PLAN["looks"]]
+        self.looks = [look for look in LOOKS if look.name in PLAN["looks"]] if PLAN["looks"] else LOOKS[:2]
         names, looks = [s.name for s in states], [look.name for look in self.looks]
         self.report: dict[str, Any] = {"states": names, "looks": looks, "cut_off": []}
 

@@ -1,6 +1,6 @@
 """The add-on in real windows of all supported Blenders: `python tests/window/run.py [SUITE …]` (see `--help`).
 
-Installs the built zip in a room of each suite (room.py), opens Blender once, pictures every state of the panel in four
+Installs the built zip in a room of each suite (room.py), opens Blender once, pictures every state of the panel in two
 looks (states.py, inside.py), then does real work there (work.py). Pictures go to out/window/<version>/. Exit status 1:
 something raised, a picture is missing, or a text is cut off. Where no room can be made, the suite is skipped.
 
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--rooms", type=Path, default=default_folder(), help="or IM3D_ROOMS")
     parser.add_argument("--zip", type=Path, help="an extension that is built already")
     parser.add_argument("--states", nargs="+", default=[], metavar="NAME", help="only these")
-    parser.add_argument("--looks", nargs="+", default=[], metavar="NAME", help="only these, e.g. de_2x_dark")
+    parser.add_argument("--looks", nargs="+", default=[], metavar="NAME", help="others, e.g. de_1x_dark ja_1x_dark")
     parser.add_argument("--no-work", action="store_true", help="only pictures")
     parser.add_argument("--only-work", action="store_true", help="no pictures")
     parser.add_argument("--images", type=Path, help="copy the pictures panel_* there, for the documents")

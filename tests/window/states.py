@@ -16,8 +16,9 @@ What the picture shows is the sidebar, unless `state` is told otherwise:
     @state(shows="PREFERENCES")    the add-on's preferences
     @state(shows="FILES")          the options beside a file browser that the function opens
 
-Every state is drawn in both Blenders, at both scales, in both themes and languages; a text that is cut off in one of
-them, or a picture that is missing, fails the run. `python tests/window/run.py --states token_missing sid` draws one.
+Every state is drawn in both Blenders, in English at scale 1, dark, and in German at scale 2, light. A text that is cut
+off in one of them, or a picture that is missing, fails the run. `python tests/window/run.py sid --states token_missing`
+draws one.
 """
 
 from __future__ import annotations

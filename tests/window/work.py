@@ -25,6 +25,7 @@ def work(folder: Path) -> Iterator[None]:
     """Everything, one after the other; raises AssertionError at the first thing that is not as it should be."""
     preferences = bpy.context.preferences.addons[PACKAGE].preferences
     preferences.jobs_folder = str(folder / "work")
+    bpy.context.preferences.view.language = "en_US"  # Blender names what it makes in the interface's language
     for obj in list(bpy.data.objects):
         bpy.data.objects.remove(obj)
     for step in (failure, queue_of_three, import_and_undo, asset, batch):
