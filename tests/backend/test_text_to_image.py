@@ -186,7 +186,7 @@ class TestFailures:
 
         monkeypatch.setattr(text_to_image, "load_pipeline", exhausted)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-        for mode, advice in (("whole", "offload"), ("offload", "compressed"), ("compressed", "image.model to a smaller one")):
+        for mode, advice in (("whole", "offload"), ("offload", "compressed"), ("compressed", "a smaller one")):
             settings = ImageSettings(memory=mode)  # type: ignore[arg-type]
             with pytest.raises(OutOfMemoryError, match=f"the GPU in the mode {mode}") as caught:
                 draw_picture("a mug", "sdxl", settings, 0, torch.device("cuda"), silent)

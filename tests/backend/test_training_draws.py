@@ -81,8 +81,9 @@ def test_a_failed_render_is_heard_of(request_: DrawRequest, monkeypatch: pytest.
 
 # Prints its helpers' process ids once they work, and then ends as it is told, or waits to be killed.
 TRAINING = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, signal, sys, time
 from im3d.training.helpers import helpers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit that it is ignored
 with helpers(2) as pool:
     pool.submit(abs, 1).result()
     busy = [pool.submit(time.sleep, 600) for _ in range(2)]
