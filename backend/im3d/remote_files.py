@@ -85,13 +85,15 @@ class RemoteFiles:
 def serve_files(root: Path, asked: IO[bytes], answers: IO[bytes]) -> int:
     """One transfer, as the server; returns the exit status. Whatever goes wrong is the answer."""
     last = [time.monotonic()]
+    finished = threading.Event()
 
     def moved(_: int) -> None:
         last[0] = time.monotonic()
 
     def watch() -> None:
         while time.monotonic() - last[0] < SILENCE_S:
-            time.sleep(1.0)
+            if finished.wait(1.0):
+                return
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -124,6 +126,8 @@ def serve_files(root: Path, asked: IO[bytes], answers: IO[bytes]) -> int:
     except Exception as error:
         what = "The files cannot be moved"
         return _refuse(answers, InputError(f"{what}: {type(error).__name__}: {error}.", "Check them.").to_json())
+    finally:
+        finished.set()
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ def served(root: Path, *lines: dict[str, Any], data: bytes = b"") -> tuple[int, 
     while (line := answers.readline()).startswith(b'{"im3d"'):
         said.append(json.loads(line))
     return status, said, line + answers.read()
+
+
+def test_nothing_is_left_waiting_after_a_transfer(tmp_path: Path) -> None:
+    """What ends the process of a transfer that stands still must not end a process that goes on."""
+    before = set(threading.enumerate())
+    served(tmp_path, {"get": []}, {"have": []})
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30.0)
+        assert not thread.is_alive()
 
 
 NAMES = [
