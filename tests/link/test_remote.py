@@ -59,12 +59,14 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
 @pytest.fixture
 def queue(far: Far, tmp_path: Path) -> Iterator[JobQueue]:
     host = "me@far -p 2222"
+    others = psutil.Process().children(recursive=True)
     backend = Backend(remote_command(host), tmp_path / "log")
     files = remote_command(host, "--files")
     made = JobQueue(backend, far.near / "jobs", files_command=files)
     yield made
     made.close()
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
+    ours = [child for child in psutil.Process().children(recursive=True) if child not in others]
+    _, alive = psutil.wait_procs(ours, timeout=10)
     assert alive == []
 
 
