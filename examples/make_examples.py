@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from im3d.evaluate.render import RenderJob, load_views, render_views
-from im3d.images import OrbitViews, write_png, write_views
-from im3d.orbit import DEFAULT_FOV_DEG, Orbit
-from im3d.packs import Pack, split_of
+from im3d.core.images import OrbitViews, write_png, write_views
+from im3d.core.orbit import DEFAULT_FOV_DEG, Orbit
+from im3d_lab.evaluate.render import RenderJob, load_views, render_views
+from im3d_lab.packs import Pack, split_of
 
 SIZE = 256
 # Folder → (id in the pack, elevation in degrees, distance that keeps the object inside the picture).

@@ -26,27 +26,19 @@ from __future__ import annotations
 
 import bpy
 
-from . import (
-    backend_operators,
-    backend_state,
-    backend_ui,
+from . import translations
+from .ops import (
+    backend as backend_operators,
     batch,
     command_line,
-    cutout,
     file_handlers,
     generate,
-    history_ui,
-    operators,
-    panels,
-    picture_operators,
-    preferences,
-    properties,
-    queue_operators,
-    queue_ui,
-    session,
-    thumbnails,
-    translations,
+    import_job as operators,
+    picture as picture_operators,
+    queue as queue_operators,
 )
+from .state import backend_state, cutout, preferences, properties, session, thumbnails
+from .ui import backend as backend_ui, history as history_ui, panels, queue as queue_ui
 
 _MODULES = (
     preferences,

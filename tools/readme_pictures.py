@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from im3d.images import over, read_image, read_views, resized
+from im3d.core.images import over, read_image, read_views, resized
+from im3d.core.orbit import Cameras, look_at_origin
 from im3d.mesh.build import TexturedMesh, build_surface, texture_surface
-from im3d.mesh.draw import rasterize_mesh, to_screen
-from im3d.orbit import Cameras, look_at_origin
+from im3d.mesh.rasterize import rasterize_mesh, to_screen
 from im3d.settings import MeshSettings, TextureSettings
 from im3d.splats.ply import load_ply
 

@@ -4,7 +4,7 @@
 
 The paper's loop (3.4) adds noise of level σ_r to the splats' renders and denoises them. It is meant to redraw where the
 renders are wrong and to keep where they are right. Both can be measured by spatial frequency on objects whose true
-views are known. Splats are fitted to views that were bent on purpose (`im3d.evaluate.warp`), and of rings of
+views are known. Splats are fitted to views that were bent on purpose (`im3d_lab.evaluate.warp`), and of rings of
 frequencies, in cycles per picture, two things are printed:
 
     wrong   the energy of render minus truth over that of the truth
@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from im3d.evaluate.consistency import draw
-from im3d.evaluate.warp import warped
-from im3d.images import OrbitViews, over, read_views
+from im3d.core.images import OrbitViews, over, read_views
 from im3d.settings import preset_settings
 from im3d.splats.fit import SplatFit
-from im3d.splats.perceptual import load_perceptual
+from im3d.splats.losses.perceptual import load_perceptual
 from im3d.splats.render import best_rasterizer
+from im3d_lab.evaluate.consistency import draw
+from im3d_lab.evaluate.warp import warped
 
 SIGMAS = (1.3, 2.3, 3.9, 6.4, 10.0, 16.0)
 # Cycles per picture: from the whole outline to the finest that 72² latents hold.

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from readme_pictures import save, shaded
 
-from im3d.evaluate.run import last_views
-from im3d.images import over, read_image, read_views, resized
+from im3d.core.images import over, read_image, read_views, resized
+from im3d.core.orbit import Cameras, look_at_origin
 from im3d.mesh.build import build_surface, texture_surface
-from im3d.orbit import Cameras, look_at_origin
 from im3d.settings import preset_settings
 from im3d.splats.ply import load_ply
+from im3d_lab.evaluate.run import last_views
 
 TILE = 192
 SIDES_DEG = (25.0, 115.0, 205.0, 295.0)

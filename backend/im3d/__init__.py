@@ -7,6 +7,6 @@ __version__ = "0.1.0"
 
 if __name__ == "im3d":
     # Blender imports the add-on's copy, for the messages, by another name: nothing may be set in its process.
-    from im3d.environment import prepare_process
+    from im3d.core.environment import prepare_process
 
     prepare_process()

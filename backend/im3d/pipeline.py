@@ -5,7 +5,7 @@
                    renders noised and denoised ───────┘◀──── splats ◀── fit ┘
     splats ─▶ depth maps ─▶ distance field ─▶ marching cubes ─▶ clean ─▶ UV ─▶ texture ─▶ GLB ─▶ Blender
 
-Each step leaves its result in the job folder and reads what it needs from there (`im3d.stages`), so that a resumed
+Each step leaves its result in the job folder and reads what it needs from there (`im3d.jobs.stages`), so that a resumed
 job computes exactly what an uninterrupted one does.
 """
 
@@ -16,11 +16,11 @@ import time
 from threading import Event
 from typing import Any
 
-from im3d.job_progress import JobProgress, StageTimes, blend_step, fit_legs, kind, planned_steps
-from im3d.jobs import Job, finished_result
-from im3d.paths import home_folder
-from im3d.protocol import message
-from im3d.runner import Listener, StepRunner, failures_recorded
+from im3d.jobs.job import Job, finished_result
+from im3d.jobs.job_progress import JobProgress, StageTimes, blend_step, fit_legs, kind, planned_steps
+from im3d.jobs.runner import Listener, StepRunner, failures_recorded
+from im3d.shared.paths import home_folder
+from im3d.shared.protocol import message
 
 
 def run_pipeline(
@@ -59,7 +59,7 @@ def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender
     progress = JobProgress(planned_steps(job.request), job.state.finished, times.of(this_kind))
     step = StepRunner(job, listener, cancel, progress)
     step.report("load", 0, 1)  # before torch is imported, which takes seconds
-    from im3d.stages import Stages
+    from im3d.jobs.stages import Stages
 
     stages = Stages(job, device, blender, lambda text: listener(message("warning", job.folder.name, message=text)))
     step.machine = stages.machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..link.backend import Failure
+from ..client.backend import Failure
 
 Code = Literal[
     "answer", "cancelled", "certificate", "defect", "disk", "ensurepip", "hash", "install", "network", "offline",

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..link.backend import Failure
-from ..link.environment import development_python
+from ..client.backend import Failure
+from ..client.environment import development_python
 from .failures import InstallError
 from .spec import InstallSpec
 from .steps import INSTALL_STEPS, UNPACKED, InstallCancelledError, Step, Steps, write_json

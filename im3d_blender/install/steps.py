@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..link.environment import child_environment, python_in
+from ..client.environment import child_environment, python_in
 from .failures import Code, InstallError, explained
 from .spec import InstallSpec, source_files
 

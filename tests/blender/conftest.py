@@ -30,10 +30,10 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished job: a box of 0.3 × 0.2 × 0.25 m with a texture, written by our own exporter."""
     from im3d.mesh.build import TexturedMesh
-    from im3d.mesh.export import write_glb
+    from im3d.mesh.gltf import write_glb
     from im3d.mesh.surface import TriangleMesh
-    from im3d.mesh.tangents import vertex_tangents
-    from im3d.mesh.unwrap import unwrap
+    from im3d.mesh.texture.tangents import vertex_tangents
+    from im3d.mesh.texture.unwrap import unwrap
 
     folder = tmp_path_factory.mktemp("jobs") / "box"
     folder.mkdir()

@@ -117,9 +117,9 @@ def survives(extension: str, jobs: str) -> dict[str, Any]:
     install(extension)
     empty_scene()
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    session = module("session")
-    request = module("job_request").make_request(prompt="x", name="wait")
-    placement = module("placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    session = module("state.session")
+    request = module("core.job_request").make_request(prompt="x", name="wait")
+    placement = module("core.placement").Placement(document=session.document(), scene=bpy.context.scene.name)
     job = session.submit(bpy.context, request, placement)
     known = session.current()
     ticks = 0
@@ -131,7 +131,7 @@ def survives(extension: str, jobs: str) -> dict[str, Any]:
     empty_scene()
     session.advance(bpy.context, session.current())
     kept = session.current().find(job.id) is not None
-    other = session.submit(bpy.context, module("job_request").make_request(prompt="x", name="Kiste"), placement)
+    other = session.submit(bpy.context, module("core.job_request").make_request(prompt="x", name="Kiste"), placement)
     session.current().queue.cancel(job.id)
     session.wait_for(bpy.context, [job.id, other.id])
     note = session.current().notes.get(other.id, "")
@@ -146,10 +146,10 @@ def survives(extension: str, jobs: str) -> dict[str, Any]:
 
 def submit(name: str, **placed: Any) -> Any:
     """A job asked for in the open file, as the panel does, without waiting for it."""
-    session = module("session")
-    request = module("job_request").make_request(prompt="x", name=name)
+    session = module("state.session")
+    request = module("core.job_request").make_request(prompt="x", name=name)
     scene, blend = bpy.context.scene.name, bpy.data.filepath
-    placement = module("placement").Placement(blend=blend, document=session.document(), scene=scene, **placed)
+    placement = module("core.placement").Placement(blend=blend, document=session.document(), scene=scene, **placed)
     return session.submit(bpy.context, request, placement)
 
 
@@ -158,7 +158,7 @@ def saved_and_reopened(extension: str, jobs: str, blend: str) -> dict[str, Any]:
     install(extension)
     empty_scene()
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    session = module("session")
+    session = module("state.session")
     first, second = submit("Kiste"), submit("Truhe")
     bpy.ops.wm.save_as_mainfile(filepath=blend)
     bpy.ops.wm.open_mainfile(filepath=blend)
@@ -185,7 +185,7 @@ def warnings_and_clear(extension: str, jobs: str) -> dict[str, Any]:
     install(extension)
     empty_scene()
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    ui, session = module("queue_ui"), module("session")
+    ui, session = module("ui.queue"), module("state.session")
     warned, failed, plain = submit("warn"), submit("fail"), submit("Kiste")
     session.wait_for(bpy.context, [warned.id, failed.id, plain.id])
     shown = [job.request["name"] for job in ui.shown_jobs(session.current())]
@@ -203,9 +203,9 @@ def left_unfinished(extension: str, jobs: str) -> dict[str, Any]:
     install(extension)
     empty_scene()
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    session = module("session")
-    request = module("job_request").make_request(prompt="x", name="Kiste")
-    placement = module("placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    session = module("state.session")
+    request = module("core.job_request").make_request(prompt="x", name="Kiste")
+    placement = module("core.placement").Placement(document=session.document(), scene=bpy.context.scene.name)
     folder = session.submit(bpy.context, request, placement).folder
     session.restart()
     known = session.ensure(bpy.context)
@@ -225,9 +225,9 @@ def installed_meanwhile(extension: str, jobs: str, home: str) -> dict[str, Any]:
     install(extension)
     preferences = bpy.context.preferences.addons[PACKAGE].preferences
     preferences.jobs_folder, preferences.home = jobs, home
-    session, state = module("session"), module("backend_state").state
-    placement = module("placement").Placement(document=session.document(), scene=bpy.context.scene.name)
-    session.submit(bpy.context, module("job_request").make_request(prompt="x", name="Kiste"), placement)
+    session, state = module("state.session"), module("state.backend_state").state
+    placement = module("core.placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    session.submit(bpy.context, module("core.job_request").make_request(prompt="x", name="Kiste"), placement)
     session.restart()
     known = session.ensure(bpy.context)
     known.left = known.queue.unfinished()
@@ -263,7 +263,7 @@ def command_line(extension: str, jobs: str, out: str) -> dict[str, Any]:
     """`blender --command im3d …`, called as Blender calls it."""
     install(extension)
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    run = module("command_line").run
+    run = module("ops.command_line").run
     statuses = [run(arguments) for arguments in (["generate", "--preset", "best"], ["generate"])]
     statuses.append(run(["generate", "--prompt", "x", "--name", "fail", "--empty"]))
     options = ["--prompt", "a box", "--name", "Kiste", "--height", "0.5", "--lods", "--empty", "--out", out]
@@ -277,12 +277,12 @@ def dropped(extension: str, jobs: str, folder: str) -> dict[str, Any]:
     install(extension)
     empty_scene()
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    module("session").ensure(bpy.context)
+    module("state.session").ensure(bpy.context)
     drop, add_menu = bpy.ops.im3d.drop_pictures, bpy.types.VIEW3D_MT_mesh_add
     names_ = ("a.png", "still.gif", "moving.gif", "turn.MP4")
     drop(directory=folder, files=[{"name": name} for name in names_], location=(2, 1, 0))
     drop(directory=folder, files=[{"name": "a.png"}, {"name": "b.png"}], one_object=True)
-    asked = [job.request for job in module("session").current().queue.jobs]
+    asked = [job.request for job in module("state.session").current().queue.jobs]
     return {
         "asked": [[Path(r[k]).name if r[k] else None for k in ("image", "views")] for r in asked],
         "places": {o.name: list(o.location) for o in bpy.data.objects},

@@ -78,8 +78,8 @@ def start(extension: str, jobs: str) -> Any:
     empty_scene()
     bpy.context.preferences.system.use_online_access = True
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
-    module("backend_state").refresh(bpy.context)
-    wrapping = module("wrapping")
+    module("state.backend_state").refresh(bpy.context)
+    wrapping = module("ui.wrapping")
     wrapping.in_lines = wrapping.break_lines
     wrapping.break_lines = lambda text, *_: [text]  # there is no sidebar whose width counts
     return bpy.context.scene.im3d
@@ -121,7 +121,7 @@ def reasons(extension: str, jobs: str) -> dict[str, Any]:
     said["prompt"] = texts()
     settings.prompt = "a cup"
     said["words"] = texts()
-    state = module("backend_state").state
+    state = module("state.backend_state").state
     state.task = SimpleNamespace(title="FLUX", state=SimpleNamespace(done=False, fraction=0.25, error="", remedy=""))
     state.task_model, state.task_place = "flux2_klein", "generate"
     said["fetching"] = texts()
@@ -134,13 +134,13 @@ def reasons(extension: str, jobs: str) -> dict[str, Any]:
 
 def listed(extension: str, jobs: str) -> dict[str, Any]:
     start(extension, jobs)
-    japanese = module("wrapping").in_lines("モデルが必要です。", 8, len)
+    japanese = module("ui.wrapping").in_lines("モデルが必要です。", 8, len)
     return {"drawn": [(kind, text) for kind, text, _ in drawn("IM3D_PT_models")], "japanese": japanese}
 
 
 def until(done: Any) -> None:
     """Ticks as the session's timer does."""
-    session, state, cutout = module("session"), module("backend_state"), module("cutout")
+    session, state, cutout = module("state.session"), module("state.backend_state"), module("state.cutout")
     for _ in range(4000):
         session.advance(bpy.context, session.current())
         state.advance(bpy.context)
@@ -154,15 +154,15 @@ def until(done: Any) -> None:
 def a_photograph(extension: str, jobs: str) -> dict[str, Any]:
     """A job fails for want of the background remover, whose download goes on with it."""
     start(extension, jobs)
-    state, session = module("backend_state").state, module("session")
+    state, session = module("state.backend_state").state, module("state.session")
     job = submit("photo")
     until(lambda: job.state == "failed")
     layout = Layout()
-    module("errors_ui").draw_failure(layout, bpy.context, job)
+    module("ui.errors").draw_failure(layout, bpy.context, job)
     buttons = [text for kind, text, _ in layout.drawn if kind == "im3d.download_model"]
     bpy.ops.im3d.download_model(model="isnet", accept=True, place=job.id)
     layout = Layout()
-    module("errors_ui").draw_failure(layout, bpy.context, job)
+    module("ui.errors").draw_failure(layout, bpy.context, job)
     stops = [kind for kind, *_ in layout.drawn if kind == "im3d.cancel_install"]
     until(lambda: state.task is None and not session.current().is_active)
     (now,) = session.current().queue.jobs
@@ -178,14 +178,14 @@ def background(extension: str, jobs: str) -> dict[str, Any]:
         refused = ""
     except RuntimeError as error:
         refused = str(error)
-    module("session").ensure(bpy.context)
+    module("state.session").ensure(bpy.context)
     offered = [text for kind, text, _ in drawn("IM3D_PT_main") if kind == "im3d.download_model"]
     bpy.ops.im3d.download_model(model="isnet", accept=True, place="cutout")
     until(lambda: settings.cutout is not None)
-    inputs = module("generate").panel_inputs(bpy.context)
+    inputs = module("ops.generate").panel_inputs(bpy.context)
     warned = [text for kind, text, _ in drawn("IM3D_PT_main") if kind == "label"]
     settings.mask = picture("mask.png")
-    masked = module("generate").panel_inputs(bpy.context)
+    masked = module("ops.generate").panel_inputs(bpy.context)
     dropped = settings.cutout is None
     settings.mask = None
     bpy.ops.im3d.remove_background()
@@ -193,7 +193,7 @@ def background(extension: str, jobs: str) -> dict[str, Any]:
     return {
         "refused": refused, "offered": offered, "warned": " ".join(warned), "image": inputs["image"],
         "name": inputs["name"],        "mask": inputs.get("mask", ""), "masked": masked["mask"], "dropped": dropped,
-        "restored": module("generate").panel_inputs(bpy.context)["image"],
+        "restored": module("ops.generate").panel_inputs(bpy.context)["image"],
     }  # fmt: skip
 
 
@@ -214,9 +214,9 @@ def real_cutout(extension: str, jobs: str) -> dict[str, Any]:
 def token(extension: str, jobs: str) -> dict[str, Any]:
     """A gated model: refused without a token, downloaded with it; what is left of the token anywhere."""
     settings = start(extension, jobs)
-    state = module("backend_state").state
+    state = module("state.backend_state").state
     settings.image, settings.generator = picture("cup.png"), "sv3d_p"
-    module("session").ensure(bpy.context)
+    module("state.session").ensure(bpy.context)
     bpy.ops.im3d.download_model(model="sv3d_p", accept=True, place="generate")
     until(lambda: state.task is not None and state.task.state.done)
     refused = [(kind, text) for kind, text, _ in drawn("IM3D_PT_main") if kind in ("prop", "wm.url_open")]
@@ -226,7 +226,7 @@ def token(extension: str, jobs: str) -> dict[str, Any]:
     job = submit("fail")
     until(lambda: job.state == "failed")
     (job.folder / "log.txt").write_text(f"somebody printed {TOKEN}")
-    report = module("diagnostics").collect(bpy.context, module("session").current(), job)
+    report = module("state.diagnostics").collect(bpy.context, module("state.session").current(), job)
     return {"refused": refused, "report": report}
 
 

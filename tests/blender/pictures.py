@@ -17,7 +17,7 @@ def exported(extension: str, jobs: str) -> dict[str, Any]:
     """The files of a drawn image, of a float image, of a file, and of one without pixels."""
     install(extension)
     empty_scene()
-    pictures, folder = module("pictures"), Path(jobs)
+    pictures, folder = module("scene.pictures"), Path(jobs)
     drawn = bpy.data.images.new("drawn", 3, 2, alpha=True)
     drawn.pixels = [k / 24 for k in range(24)]
     linear = bpy.data.images.new("linear", 1, 1, float_buffer=True)
@@ -38,7 +38,7 @@ def exported(extension: str, jobs: str) -> dict[str, Any]:
 
 def _refusal(image: bpy.types.Image, folder: Path) -> str:
     """Why an image becomes no file."""
-    pictures = module("pictures")
+    pictures = module("scene.pictures")
     try:
         pictures.export_image(image, folder)
     except pictures.PictureError as error:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.blender
 class TestZip:
     def test_what_it_holds(self, extension: Path) -> None:
         names = set(zipfile.ZipFile(extension).namelist())
-        assert {"__init__.py", "blender_manifest.toml", "LICENSE", "im3d_blender/importing.py"} <= names
+        assert {"__init__.py", "blender_manifest.toml", "LICENSE", "im3d_blender/scene/importing.py"} <= names
         assert {"backend/im3d/protocol.py", "backend/LICENSE", "pyproject.toml"} <= names
         unwanted = ("tests", "examples", "docs", "tools", "out", "runs", ".venv", ".git")
         assert not [n for n in names if n.split("/")[0] in unwanted or "__pycache__" in n]

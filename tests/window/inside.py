@@ -185,7 +185,7 @@ def everything() -> Iterator[None]:
         filepath=str(OUT / "im3d.zip"), repo="user_default", enable_on_install=True
     )
     yield from show_only_viewport()
-    session = part("session")
+    session = part("state.session")
     if bpy.app.timers.is_registered(session._tick):
         bpy.app.timers.unregister(session._tick)  # nothing moves on a photograph
     bpy.utils.register_class(ControlPanel)

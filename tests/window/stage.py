@@ -57,7 +57,7 @@ class Stage:
         self.pictures = pictures
         self.jobs_folder = jobs
         self.preferences = bpy.context.preferences.addons[PACKAGE].preferences
-        self.backend = part("backend_state").state
+        self.backend = part("state.backend_state").state
 
     @property
     def settings(self) -> Any:
@@ -81,14 +81,14 @@ class Stage:
                 self.preferences.property_unset(name)
         bpy.context.preferences.system.use_online_access = True
         self.preferences.jobs_folder = str(self.jobs_folder)
-        part("properties").refresh_jobs(bpy.context)
+        part("state.properties").refresh_jobs(bpy.context)
         self.session.search = ""
-        part("cutout").cancel()
+        part("state.cutout").cancel()
         self.queue()
         state = self.backend
         state.__dict__.update(type(state)().__dict__)
         self.offer("cpu")  # before `refresh` asks for a graphics card on a thread of its own
-        part("backend_state").refresh(bpy.context)
+        part("state.backend_state").refresh(bpy.context)
         state.installed = SimpleNamespace(version="0.1.0", accelerator="cu130", python=Path("python"), home=Path())
         state.models = [dataclasses.replace(model, installed=True) for model in state.models]
 
@@ -98,13 +98,13 @@ class Stage:
 
     def load_pictures(self) -> None:
         """Blender reads a picture when it first draws it, some time later; asked for its size, at once."""
-        previews = part("thumbnails")._previews or {}
+        previews = part("state.thumbnails")._previews or {}
         for preview in previews.values():
             _ = preview.icon_size[0], preview.image_size[0]
 
     def queue(self, *jobs: Any) -> Any:
         """Puts jobs into the queue, in their states; returns the session, for what it notes of them."""
-        known = part("session").use(StillQueue(list(jobs)))
+        known = part("state.session").use(StillQueue(list(jobs)))
         for job in jobs:
             known.note(job)
         return known
@@ -113,11 +113,13 @@ class Stage:
         """A job of the queue; `facts` are attributes of `QueuedJob`."""
         request = {"name": name, "prompt": name, "preset": "standard", "seed": 1, "generator": "auto",
                    "image": "", "views": "", "height_m": 1.0}  # fmt: skip
-        return part("link.queue").QueuedJob(id=name, folder=SHOWN_FOLDER / name, request=request, state=state, **facts)
+        return part("client.queue").QueuedJob(
+            id=name, folder=SHOWN_FOLDER / name, request=request, state=state, **facts
+        )
 
     def failed(self, code: str, message: str, hint: str = "", remedy: str = "") -> None:
         """A job that failed so."""
-        failure = part("link.backend").Failure(code, message, hint, "", remedy)
+        failure = part("client.backend").Failure(code, message, hint, "", remedy)
         self.queue(self.job("treasure chest", "failed", stage="orbit", failure=failure))
 
     def models(self, *installed: str) -> None:

@@ -135,7 +135,7 @@ def _cutting(stage: Stage, **facts: Any) -> None:
     """Remove Background under way, or as it ended."""
     stage.models()
     image = stage.settings.image = stage.image("refrigerator.png")
-    state, task = part("cutout").state, part("tasks").TaskState(**facts)
+    state, task = part("state.cutout").state, part("client.tasks").TaskState(**facts)
     state.task = SimpleNamespace(state=task, cancel=lambda: None, poll=lambda: task)
     state.scene, state.image, state.mask = bpy.context.scene.name, image.name, ""
 
@@ -150,7 +150,9 @@ def background_removed(stage: Stage) -> None:
     settings = stage.settings
     settings.image, settings.mask = stage.image("refrigerator.png"), stage.image("refrigerator.png")
     settings.cutout = stage.image("refrigerator.png")
-    part("cutout").state.warnings = ["The object touches the left and the bottom of the picture and may be cut off."]
+    part("state.cutout").state.warnings = [
+        "The object touches the left and the bottom of the picture and may be cut off."
+    ]
 
 
 @state
@@ -170,7 +172,7 @@ def _generator(stage: Stage, generator: str) -> None:
     stage.settings.image, stage.settings.generator = stage.image("refrigerator.png"), generator
 
 
-for _item in part("job_request").GENERATORS:
+for _item in part("core.job_request").GENERATORS:
     state(partial(_generator, generator=_item[0]), name=f"generator_{_item[0]}")
 
 
@@ -273,7 +275,7 @@ def _download(stage: Stage, **facts: Any) -> None:
 
 def _fetch(stage: Stage, model: str, place: str, **facts: Any) -> None:
     """A model's download, under way or failed, where it was started."""
-    state = part("tasks").TaskState(**facts)
+    state = part("client.tasks").TaskState(**facts)
     title = next(known.title for known in stage.backend.models if known.name == model)
     stage.backend.task = SimpleNamespace(title=title, state=state, cancel=lambda: None, poll=lambda: state)
     stage.backend.task_model, stage.backend.task_place = model, place
@@ -303,7 +305,7 @@ def starting(stage: Stage) -> None:
 @state
 def each_stage(stage: Stage) -> None:
     """The words for all stages, with the longest time left."""
-    stages = part("queue_ui").STAGES
+    stages = part("ui.queue").STAGES
     stage.queue(*(stage.job(name, "running", stage=name, fraction=0.1, eta_s=5000.0) for name in stages))
 
 
@@ -322,7 +324,7 @@ def done_with_a_note(stage: Stage) -> None:
     job = stage.job("barrel", "done", fraction=1.0)
     known = stage.queue(job)
     known.arriving.clear()
-    known.notes[job.id] = part("session").OTHER_FILE
+    known.notes[job.id] = part("state.session").OTHER_FILE
 
 
 WARNINGS = [

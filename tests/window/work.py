@@ -105,7 +105,7 @@ def asset(folder: Path) -> Iterator[None]:
 
 def batch(folder: Path) -> Iterator[None]:
     """A table with a row that is done and one that is wrong; its results are beside it."""
-    module, made = part("batch"), part("job_request").make_request(prompt="x", settings=SMALL)
+    module, made = part("ops.batch"), part("core.job_request").make_request(prompt="x", settings=SMALL)
     read_table = module.read_table
 
     def read_small(*arguments: Any) -> Any:
@@ -151,7 +151,7 @@ def operate(operator: Any, *how: Any, **arguments: Any) -> None:
 
 
 def current() -> Any:
-    return part("session").current()
+    return part("state.session").current()
 
 
 def objects() -> list[str]:

@@ -33,19 +33,19 @@ import psutil
 import torch
 from bench_sv3d import TINY, Measured, Stopwatch, _disc, random_networks
 
-from im3d.bench.fit import random_vgg16
+from im3d.core.images import OrbitViews
+from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.core.progress import silent
 from im3d.generators.base import Subject
 from im3d.generators.files import read_orbit
-from im3d.generators.sv3d_network import SV3D_P, Sv3dNetworks
-from im3d.images import OrbitViews
-from im3d.machine import give_back_memory, keep_one_heap
+from im3d.generators.sv3d.network import SV3D_P, Sv3dNetworks
 from im3d.mesh.build import build_surface, texture_surface
-from im3d.mesh.export import write_glb
-from im3d.model_cache import MODELS
-from im3d.progress import silent
+from im3d.mesh.gltf import write_glb
+from im3d.models.cache import MODELS
 from im3d.settings import FitSettings, preset_settings
 from im3d.splats.fit import SplatFit
 from im3d.splats.render import ready_rasterizer
+from im3d_lab.bench.fit import random_vgg16
 
 VIEWS, SIZE, STEPS, RESTART_STEPS, ROUNDS = 16, 512, 20, 10, 2
 FIT = FitSettings(iterations=1200, size=SIZE, max_gaussians=20000)

@@ -25,15 +25,15 @@ import im3d  # before torch, as in the product: it tells OpenMP not to spin
 import numpy as np
 import torch
 
+from im3d.core.images import FloatArray
+from im3d.core.orbit import Orbit
+from im3d.core.progress import silent
 from im3d.errors import OutOfMemoryError
 from im3d.generators.base import Subject
 from im3d.generators.sampling import Denoiser
-from im3d.generators.sv3d import Conditioning, Sv3dGenerator
-from im3d.generators.sv3d_memory import GIGABYTE, MODES
-from im3d.generators.sv3d_network import SV3D_P, Sv3dConfig, Sv3dNetworks, empty_networks
-from im3d.images import FloatArray
-from im3d.orbit import Orbit
-from im3d.progress import silent
+from im3d.generators.sv3d.generator import Conditioning, Sv3dGenerator
+from im3d.generators.sv3d.network import SV3D_P, Sv3dConfig, Sv3dNetworks, empty_networks
+from im3d.models.memory_modes import GIGABYTE, MODES
 
 SPARED_GB = 0.5
 SIZES = ("16x512", "21x576")

@@ -22,10 +22,10 @@ from threading import Event
 
 import torch
 
-from im3d.bench.jobs import bench_request, growth
-from im3d.jobs import Job
-from im3d.machine import give_back_memory, keep_one_heap
+from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.jobs.job import Job
 from im3d.pipeline import run_pipeline
+from im3d_lab.bench.jobs import bench_request, growth
 
 COLUMNS = ("anonymous", "files", "shared", "malloc", "threads", "mappings", "objects", "mesh (s)", "texture (s)")
 

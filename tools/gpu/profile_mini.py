@@ -16,11 +16,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from im3d.generators.mini_model import VolumeDenoiser
-from im3d.training.batches import Batch, Changes
-from im3d.training.train import Place, Trainer
-from im3d.training.train_settings import TrainSettings
-from im3d.training.volumes import VolumeTargets
+from im3d.generators.mini.model import VolumeDenoiser
+from im3d_lab.training.data.batches import Batch, Changes
+from im3d_lab.training.data.volumes import VolumeTargets
+from im3d_lab.training.train import Place, Trainer
+from im3d_lab.training.train_settings import TrainSettings
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:

@@ -23,11 +23,11 @@ from pathlib import Path
 
 def plan(arguments: list[str], path: Path) -> int:
     """Writes the commands of an evaluation, and renders what they start from."""
-    from im3d.evaluate import command
-    from im3d.evaluate.ablation import variants
-    from im3d.evaluate.objects import draw_elevation, find_objects, render_truth
-    from im3d.evaluate.run import Plan, product_command, source_arguments
-    from im3d.storage import make_folder
+    from im3d.core.storage import make_folder
+    from im3d_lab.evaluate import command
+    from im3d_lab.evaluate.ablation import variants
+    from im3d_lab.evaluate.objects import draw_elevation, find_objects, render_truth
+    from im3d_lab.evaluate.run import Plan, product_command, source_arguments
 
     parser = argparse.ArgumentParser()
     command.configure(parser)

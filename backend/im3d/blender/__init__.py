@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from im3d.core.storage import make_folder, replacing
 from im3d.errors import DiskError, Im3dError, InputError, OutOfMemoryError
-from im3d.processes import bound
-from im3d.storage import make_folder, replacing
+from im3d.shared.processes import bound
 
 SCRIPTS = Path(__file__).parent
 # Variables of the caller's Python that would break Blender's own.
@@ -119,7 +119,7 @@ def _executable(path: str) -> Blender:
 
 def _importing_file() -> Path:
     """The add-on's importing.py: at the root of the checkout or extension that this package is part of."""
-    path = SCRIPTS.parents[2] / "im3d_blender" / "importing.py"
+    path = SCRIPTS.parents[2] / "im3d_blender" / "scene" / "importing.py"
     if not path.is_file():
         raise Im3dError(
             f"The add-on's {path.name} is missing beside the backend.", "Install im3d from its whole repository."

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from im3d.images import OrbitViews
-from im3d.orbit import Orbit
-from im3d.progress import Progress
+from im3d.core.images import OrbitViews
+from im3d.core.orbit import Orbit
+from im3d.core.progress import Progress
 
 FloatArray = NDArray[np.float32]
 

@@ -13,10 +13,10 @@ import torch
 
 from im3d.errors import InputError, ModelError
 from im3d.generators.base import Generator
-from im3d.generators.sv3d_memory import MODES, free_gigabytes
-from im3d.masks import Segment
-from im3d.models import find_model, installed, require
+from im3d.models.catalog import find_model, installed, require
+from im3d.models.memory_modes import MODES, free_gigabytes
 from im3d.settings import Settings
+from im3d.views.masks import Segment
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def build_generator(
         InputError: A setting is out of range, or names a file that is not there.
     """
     if name == "mini":
-        from im3d.generators.mini import MiniGenerator
+        from im3d.generators.mini.generator import MiniGenerator
 
         return MiniGenerator(device, settings.mini.steps, settings.mini.views, elevation_deg)
-    from im3d.generators.sv3d import Sv3dGenerator
+    from im3d.generators.sv3d.generator import Sv3dGenerator
 
     sv3d = settings.sv3d
     if sv3d.finetuned and not Path(sv3d.finetuned).is_file():
@@ -112,7 +112,7 @@ def _require_mini() -> None:
     """Raises:
     ModelError: Its weights are not installed.
     """
-    from im3d.generators.mini import mini_weights
+    from im3d.generators.mini.generator import mini_weights
 
     mini_weights()
 

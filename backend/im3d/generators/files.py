@@ -2,7 +2,7 @@
 
 A folder holds `view_000.png` … or any pictures, taken in natural order, and optionally `orbit.json`. Without it the
 azimuths are uniform, the first picture is the front, the field of view is 33.8°, and the elevation and the direction
-of turn are unknown until `im3d.elevation` finds them.
+of turn are unknown until `im3d.views.elevation` finds them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from im3d.core.images import SUFFIXES, FloatArray, OrbitViews, read_image
+from im3d.core.orbit import DEFAULT_VIEWS, Orbit
+from im3d.core.progress import Progress
 from im3d.errors import InputError
-from im3d.framing import DEFAULT_RATIO, VISIBLE
 from im3d.generators.base import Subject
-from im3d.generators.video import closes, read_turn, thumbnail
-from im3d.images import SUFFIXES, FloatArray, OrbitViews, read_image
-from im3d.masks import Method, Segment, has_alpha
-from im3d.orbit import DEFAULT_VIEWS, Orbit
-from im3d.progress import Progress
-from im3d.view_masks import common_warnings, isolate_views
+from im3d.views.framing import DEFAULT_RATIO, VISIBLE
+from im3d.views.masks import Method, Segment, has_alpha
+from im3d.views.video import closes, read_turn, thumbnail
+from im3d.views.view_masks import common_warnings, isolate_views
 
 # Larger views are reduced: beyond this they cost memory and tell the texture nothing.
 MAX_SIDE = 1024

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from im3d.images import OrbitViews
-from im3d.mesh.bake import atlas_texels, bake_colors, bake_normals, splat_colors, views_of_mesh
-from im3d.mesh.field import CPU, density_field, fused_field
+from im3d.core.images import OrbitViews
+from im3d.core.orbit import Cameras
+from im3d.core.progress import Progress, part, silent
+from im3d.core.storage import replacing
+from im3d.mesh.fusion.field import CPU, density_field, fused_field
 from im3d.mesh.outline import fit_outlines
 from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
-from im3d.mesh.tangents import vertex_tangents
-from im3d.mesh.unwrap import UnwrappedMesh, unwrap
-from im3d.orbit import Cameras
-from im3d.progress import Progress, part, silent
+from im3d.mesh.texture.bake import atlas_texels, bake_colors, bake_normals, splat_colors, views_of_mesh
+from im3d.mesh.texture.tangents import vertex_tangents
+from im3d.mesh.texture.unwrap import UnwrappedMesh, unwrap
 from im3d.settings import MeshSettings, TextureSettings
 from im3d.splats import depth_torch
 from im3d.splats.depth import seen_directions
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.render import blending_weights
-from im3d.storage import replacing
 
 FloatArray = NDArray[np.float32]
 

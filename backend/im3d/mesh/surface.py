@@ -12,11 +12,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
+from im3d.core.images import OrbitViews
+from im3d.core.machine import on_all_cores
 from im3d.errors import InputError
-from im3d.images import OrbitViews
-from im3d.machine import on_all_cores
-from im3d.mesh.draw import rasterize_mesh, to_screen
-from im3d.mesh.field import Field
+from im3d.mesh.fusion.field import Field
+from im3d.mesh.rasterize import rasterize_mesh, to_screen
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]

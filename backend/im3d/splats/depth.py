@@ -17,11 +17,11 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from im3d.orbit import Cameras
+from im3d.core.orbit import Cameras
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import camera_covariance
-from im3d.splats.project_cpu import project_fused
-from im3d.splats.rasterize_cpu import (
+from im3d.splats.rasterizers.project import camera_covariance
+from im3d.splats.rasterizers.project_numba import project_fused
+from im3d.splats.rasterizers.rasterize_numba import (
     CHECK_EVERY,
     MAX_ALPHA,
     MAX_EXPONENT,

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im3d.orbit import Cameras
+from im3d.core.orbit import Cameras
 from im3d.splats.depth import FINISHED
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.project import MAX_ALPHA, MIN_ALPHA, Projected, project_views, rotation_matrices
-from im3d.splats.rasterize_cpu import CHECK_EVERY, MIN_TRANSMITTANCE, TILE
+from im3d.splats.rasterizers.project import MAX_ALPHA, MIN_ALPHA, Projected, project_views, rotation_matrices
+from im3d.splats.rasterizers.rasterize_numba import CHECK_EVERY, MIN_TRANSMITTANCE, TILE
 
 # What is worked on at once, so that memory stays near a gigabyte: splats times cameras while they are projected, and
 # tiles while they are drawn.

@@ -24,18 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam
 
+from im3d.core.images import OrbitViews, premultiplied
+from im3d.core.orbit import Cameras
+from im3d.core.progress import Progress, silent
+from im3d.core.storage import replacing
 from im3d.errors import InputError
-from im3d.images import OrbitViews, premultiplied
-from im3d.orbit import Cameras
-from im3d.progress import Progress, silent
 from im3d.settings import FitSettings
 from im3d.splats import densify
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.hull import hull_points
-from im3d.splats.perceptual import Perceptual
+from im3d.splats.init import hull_points
+from im3d.splats.losses.perceptual import Perceptual
+from im3d.splats.losses.view_losses import BACKGROUNDS, ViewLosses
 from im3d.splats.render import Rasterizer, blending_weights, render
-from im3d.splats.view_losses import BACKGROUNDS, ViewLosses
-from im3d.storage import replacing
 
 LEARNING_RATES = {"means": 1e-3, "scales": 5e-3, "quats": 5e-3, "opacities": 5e-2, "colors": 2e-2}
 # Positions end at this share of their learning rate, falling exponentially, as in 3DGS.
@@ -273,7 +273,7 @@ class SplatFit:
 
     def _losses(self, rgba: Tensor, settings: FitSettings) -> ViewLosses:
         if rgba.device.type == "cuda":
-            from im3d.splats.view_losses_cuda import CudaViewLosses
+            from im3d.splats.losses.view_losses_graph import CudaViewLosses
 
             return CudaViewLosses(rgba, settings, self.perceptual)
         return ViewLosses(rgba, settings, self.perceptual)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from im3d.core.storage import write_bytes
 from im3d.errors import InputError
 from im3d.splats.gaussians import Gaussians
-from im3d.storage import write_bytes
 
 SH0 = 0.5 / math.sqrt(math.pi)  # the constant spherical harmonic
 FIELDS = (

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from im3d.core.orbit import Cameras
 from im3d.errors import Im3dError, InputError
-from im3d.orbit import Cameras
-from im3d.splats import rasterize_cuda, rasterize_warp
 from im3d.splats.gaussians import Gaussians
+from im3d.splats.rasterizers import rasterize_gsplat, rasterize_warp
 
 Rasterizer = Literal["cuda", "warp", "cpu"]
 
@@ -49,7 +49,7 @@ class Rendered:
 def rasterizers() -> dict[Rasterizer, str]:
     """Every rasteriser and why it cannot run here; "" when it can."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {"cuda": rasterize_cuda.unavailable_reason(), "warp": rasterize_warp.unavailable_reason(device), "cpu": ""}
+    return {"cuda": rasterize_gsplat.unavailable_reason(), "warp": rasterize_warp.unavailable_reason(device), "cpu": ""}
 
 
 def best_rasterizer(device: torch.device) -> Rasterizer:
@@ -64,7 +64,7 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
         raise InputError(
             f"The splats cannot be drawn on {device}. There is no rasteriser for it.", "Use the device cpu."
         )
-    reason = rasterize_cuda.unavailable_reason()
+    reason = rasterize_gsplat.unavailable_reason()
     if not reason:
         return "cuda"
     second_reason = rasterize_warp.unavailable_reason("cuda")  # not asked before: it takes half a second
@@ -88,7 +88,7 @@ def ready_rasterizer(device: torch.device) -> Rasterizer:
     if best != "cuda":
         return best
     try:
-        rasterize_cuda.load_kernels()
+        rasterize_gsplat.load_kernels()
     except Im3dError as error:
         if rasterize_warp.unavailable_reason("cuda"):
             raise
@@ -117,19 +117,19 @@ def render(
         raise ValueError("only the CPU rasteriser raises cameras")
     colors = gaussians.colors if colors is None else colors
     if rasterizer != "cpu":
-        rasterize = rasterize_cuda.rasterize if rasterizer == "cuda" else rasterize_warp.rasterize
+        rasterize = rasterize_gsplat.rasterize if rasterizer == "cuda" else rasterize_warp.rasterize
         rgb, transmittance, means2d, visible = rasterize(gaussians, cameras, colors)
         return Rendered(rgb, 1 - transmittance, means2d, visible)
 
-    from im3d.splats import rasterize_cpu
-    from im3d.splats.project_cpu import project_fused
+    from im3d.splats.rasterizers import rasterize_numba
+    from im3d.splats.rasterizers.project_numba import project_fused
 
     images, transmittances, projections = [], [], []
     for index in range(len(cameras)):
         projected = project_fused(gaussians, cameras, index, tilt)
         if projected.means2d.requires_grad:
             projected.means2d.retain_grad()
-        image, through = rasterize_cpu.rasterize(projected, colors, cameras.size)
+        image, through = rasterize_numba.rasterize(projected, colors, cameras.size)
         images.append(image)
         transmittances.append(through)
         projections.append(projected)

@@ -1,0 +1,102 @@
+"""`im3d batch`: one job for each row of a table, keeping on after failures and going on after interruptions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from im3d.cli.run import TerminalProgress, add_run_options, cancelling
+from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.errors import CancelledError, Im3dError, InputError
+from im3d.models.cache import MODELS
+from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", metavar="TABLE", help="CSV file, or a folder of pictures and of folders of views")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the job folders and of results.csv")
+    rows = parser.add_argument_group("for rows that do not say otherwise")
+    rows.add_argument("--generator", choices=GENERATORS, default="auto", help="what makes the views (default: auto)")
+    rows.add_argument("--preset", choices=PRESETS, default="standard", help="quality against time (default: standard)")
+    rows.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
+    rows.add_argument("--height", type=float, default=1.0, metavar="METRES", help="height of the objects (default: 1)")
+    rows.add_argument("--faces", type=int, metavar="N", help="triangles at most")
+    rows.add_argument("--texture-size", type=int, metavar="N", help="side of the textures in pixels")
+    rows.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="change one setting of all rows"
+    )
+    add_run_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0 when every row is done, otherwise the exit status of the first failure."""
+    from im3d.core.storage import make_folder
+    from im3d.jobs.batch import Defaults, Row, check_results, read_table, write_results
+
+    overrides = list(args.set)
+    overrides += [f"mesh.faces={args.faces}"] if args.faces is not None else []
+    overrides += [f"texture.size={args.texture_size}"] if args.texture_size is not None else []
+    parse_overrides(preset_settings(args.preset), overrides)
+    if not math.isfinite(args.height):
+        raise InputError(f"--height is {args.height}.", "Give a finite number.")
+    defaults = Defaults(args.preset, args.seed, args.height, args.generator, tuple(overrides))
+    rows = read_table(Path(os.path.abspath(args.table)), defaults)
+    out = Path(os.path.abspath(args.out))
+    make_folder(out)
+    check_results(out)
+
+    keep_one_heap()
+    cancel = threading.Event()
+    with cancelling(cancel), MODELS.keeping():
+        for row in rows:
+            if not cancel.is_set():
+                _run_row(row, len(rows), out, args, cancel)
+            try:
+                write_results(rows, out)
+            except Im3dError as error:  # the table is written again after the next row, and at the end
+                print(f"im3d: {error}", file=sys.stderr)
+    results = write_results(rows, out)
+    failed: list[Row] = [row for row in rows if row.error is not None]
+    done = sum(row.status == "done" for row in rows)
+    print(f"im3d: {done} of {len(rows)} done; {results}", file=sys.stderr)
+    if args.json:
+        status = "done" if done == len(rows) else "cancelled" if cancel.is_set() else "failed"
+        answer = {"status": status, "done": done, "rows": len(rows), "results": str(results)}
+        print(json.dumps(answer), flush=True)
+    if cancel.is_set():
+        return CancelledError.exit_status
+    return failed[0].error.exit_status if failed and failed[0].error is not None else 0
+
+
+def _run_row(row: object, total: int, out: Path, args: argparse.Namespace, cancel: threading.Event) -> None:
+    """Runs one row; whatever happens ends up in it."""
+    from im3d.jobs.batch import Row
+    from im3d.jobs.job import Job
+    from im3d.jobs.runner import explain
+    from im3d.pipeline import run_pipeline
+
+    assert isinstance(row, Row)
+    if row.request is not None:
+        try:
+            job = Job.create(out / row.folder, row.request)
+            with TerminalProgress() as listener:
+                result = run_pipeline(job, listener, cancel, device=args.device, blender=args.blender)
+            row.status, row.mesh, row.seconds = "done", result["mesh"], result["timings_s"]["total"]
+        except CancelledError:
+            row.status = "cancelled"
+        except Im3dError as error:
+            # Anew: the one that was raised holds what the job had in memory, to the end of the batch.
+            row.status, row.error = "failed", type(error)(error.message, error.hint, error.remedy)
+        except Exception as defect:
+            traceback.print_exception(defect)
+            row.status, row.error = "failed", explain(defect, str(out / row.folder / "log.txt"))
+        MODELS.rest()
+        give_back_memory()
+    said = row.status if row.error is None else f"failed: {row.error}"
+    print(f"[{row.number}/{total}] {row.name}: {said}", file=sys.stderr, flush=True)

@@ -1,0 +1,29 @@
+"""`im3d serve`: jobs asked for by messages on stdin, answered on stdout (see `im3d.shared.protocol`)."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--idle-minutes", type=float, default=0.0, metavar="N",
+                        help="free the memory after so long without a job (default: 0, never)")  # fmt: skip
+    parser.add_argument("--remote", action="store_true",
+                        help="for a client on another machine, over ssh: paths are relative to a folder")  # fmt: skip
+    parser.add_argument("--files", action="store_true",
+                        help="move files of such a client in or out, once, instead of serving jobs")  # fmt: skip
+    parser.add_argument("--blender", metavar="FILE", help="Blender executable, where bpy is not installed")
+
+
+def run(args: argparse.Namespace) -> int:
+    from im3d.service.server import serve, worker_command
+    from im3d.shared.paths import home_folder
+
+    folder = home_folder() / "remote"
+    if args.files:
+        from im3d.service.pipes import incoming, own_stdout
+        from im3d.service.remote_files import serve_files
+
+        return serve_files(folder, incoming(), own_stdout())
+    remote = folder if args.remote else None
+    return serve(worker_command(args.blender), 60 * args.idle_minutes, remote)

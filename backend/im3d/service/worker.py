@@ -1,0 +1,93 @@
+"""The process that does the work: one job after the other, asked for by the server over its stdin.
+
+    python -m im3d.service.worker [--blender FILE]
+
+It understands `resume` (run or continue the job in a folder) and `cancel`. What it loads stays in memory for the next
+job; the server ends it to free that memory. When its stdin ends, the server is gone, and so is it, with all that it
+started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import sys
+import threading
+from pathlib import Path
+
+from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.models.cache import MODELS
+from im3d.service.pipes import Outgoing, incoming, read_messages
+from im3d.shared.processes import kill_own_family
+from im3d.shared.protocol import Message, message
+
+# A job stops at its next step of progress; nobody waits for it longer than this.
+LAST_SECONDS = 10.0
+
+
+class Worker:
+    """Takes messages on one thread and runs jobs on another."""
+
+    def __init__(self, send: Outgoing, blender: str | None) -> None:
+        self._send = send
+        self._blender = blender
+        # Each job has its own event from the message that asks for it on: a cancel that comes before the job begins
+        # is kept for it, and one that comes when it has ended never meets the next.
+        self._jobs: queue.SimpleQueue[tuple[Message, threading.Event] | None] = queue.SimpleQueue()
+        self._cancels: dict[str, threading.Event] = {}
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def run(self) -> None:
+        """Works until stdin ends."""
+        read_messages(incoming(), self._take, lambda reason: print(reason, file=sys.stderr), self._end)
+        while (item := self._jobs.get()) is not None and not self._ended:
+            asked, cancel = item
+            self._work(asked["id"], Path(asked["job"]), cancel)
+            with self._lock:
+                if self._cancels.get(asked["id"]) is cancel:
+                    del self._cancels[asked["id"]]
+
+    def _take(self, asked: Message) -> None:
+        with self._lock:
+            if asked["type"] == "resume":
+                cancel = self._cancels[asked["id"]] = threading.Event()
+                self._jobs.put((asked, cancel))
+            elif asked["type"] == "cancel" and asked["id"] in self._cancels:
+                self._cancels[asked["id"]].set()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            for cancel in self._cancels.values():
+                cancel.set()
+        self._jobs.put(None)
+        timer = threading.Timer(LAST_SECONDS, kill_own_family)
+        timer.daemon = True
+        timer.start()
+
+    def _work(self, job_id: str, folder: Path, cancel: threading.Event) -> None:
+        from im3d.jobs.job import Job
+        from im3d.jobs.runner import explain
+        from im3d.pipeline import run_pipeline
+
+        try:
+            run_pipeline(Job.open(folder), self._send, cancel, blender=self._blender)
+        except Exception as error:
+            log = str(folder / "log.txt")
+            self._send(message("error", job_id, **explain(error, log).to_json(), log=log))
+        else:
+            self._send(message("result", job_id, path=str(folder / "result.json")))
+        finally:
+            # Also after a job that was cancelled or failed: what it held went with its error.
+            MODELS.rest()
+            give_back_memory()
+
+
+if __name__ == "__main__":
+    keep_one_heap()
+    outgoing = Outgoing()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--blender")
+    with MODELS.keeping():
+        Worker(outgoing, parser.parse_args().blender).run()

@@ -1,0 +1,144 @@
+"""The add-on's preferences: where things lie on disk, where jobs run, and what happens to memory and open jobs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import bpy
+
+from ..client.environment import development_python
+from ..core.job_request import GENERATORS
+
+# bl_ext.<repository>.im3d: Blender files an extension's preferences under its root package.
+BASE_PACKAGE = (__package__ or "").rsplit(".", 2)[0]
+
+
+def default_home() -> Path:
+    """The folder that the backend uses by default: `IM3D_HOME` or the platform's place for user data."""
+    chosen = os.environ.get("IM3D_HOME")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "im3d"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "im3d"
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "im3d"
+
+
+def _folder_changed(preferences: IM3D_AP_preferences, context: bpy.types.Context) -> None:
+    from . import session
+    from .properties import refresh_jobs
+
+    session.restart()
+    refresh_jobs(context)
+
+
+def _connection_changed(preferences: IM3D_AP_preferences, context: bpy.types.Context) -> None:
+    from . import session
+
+    session.restart()
+
+
+class IM3D_AP_preferences(bpy.types.AddonPreferences):
+    bl_idname = BASE_PACKAGE
+
+    home: bpy.props.StringProperty(
+        name="Backend",
+        description=(
+            "Folder of the backend and its models. It is kept when the add-on is updated or removed. "
+            "A checkout with a development environment can be chosen as it is"
+        ),
+        subtype="DIR_PATH",
+        default=str(default_home()),
+        update=_folder_changed,
+    )
+    jobs_folder: bpy.props.StringProperty(
+        name="Jobs",
+        description="Folder that holds the job folders; it survives an update of the add-on",
+        subtype="DIR_PATH",
+        default=str(default_home() / "jobs"),
+        update=_folder_changed,
+    )
+    generator: bpy.props.EnumProperty(
+        name="Generator", description="The generator that new scenes start with", items=GENERATORS
+    )
+    remote_host: bpy.props.StringProperty(
+        name="Remote Host",
+        description="Name of a machine that runs the jobs, as your own ssh knows it; empty runs them on this machine",
+        update=_connection_changed,
+    )
+    token: bpy.props.StringProperty(
+        name="Hugging Face Token",
+        description="Access token of your Hugging Face account, for models that require one; empty uses your own "
+        "login. Blender keeps it in its preferences file, and only downloads get it",
+        subtype="PASSWORD",
+    )
+    on_close: bpy.props.EnumProperty(
+        name="When Blender Closes",
+        description="What becomes of jobs that are not finished when Blender closes",
+        items=[
+            ("CONTINUE", "Continue Next Time", "Unfinished jobs go on from their last step when Blender starts again"),
+            ("LEAVE", "Keep Paused", "Unfinished jobs stay in their folders until you resume them"),
+        ],
+    )
+    free_when_idle: bpy.props.BoolProperty(
+        name="Free Memory When Idle",
+        description="Drop the models from memory when no job has run for a while",
+        default=True,
+    )
+    idle_minutes: bpy.props.IntProperty(
+        name="Minutes", description="Minutes without a job after which memory is freed", default=5, min=1, max=240
+    )
+    free_before_render: bpy.props.BoolProperty(
+        name="Free Memory Before Rendering",
+        description="Drop the models from memory when Blender starts to render and no job is running",
+        default=True,
+    )
+
+    def draw(self, context: bpy.types.Context) -> None:
+        from ..ui.backend import draw_backend
+
+        layout = self.layout
+        layout.use_property_split = True
+        layout.use_property_decorate = False
+        draw_backend(layout, context)
+        for group in (
+            ("home", "jobs_folder", "remote_host"),
+            ("token",),
+            ("generator", "on_close"),
+            ("free_when_idle", "idle_minutes", "free_before_render"),
+        ):
+            column = layout.column(align=True)
+            for name in group:
+                row = column.row()
+                row.active = name != "idle_minutes" or self.free_when_idle
+                row.prop(self, name)
+
+
+def get_preferences(context: bpy.types.Context) -> IM3D_AP_preferences:
+    return context.preferences.addons[BASE_PACKAGE].preferences
+
+
+def backend_folder(context: bpy.types.Context) -> Path:
+    """The folder that was chosen for the backend: one that the installer fills, or a development environment."""
+    return Path(bpy.path.abspath(get_preferences(context).home))
+
+
+def home_folder(context: bpy.types.Context) -> Path:
+    """Where models, caches and logs lie. A checkout is kept free of them: they are where its command line has them."""
+    chosen = backend_folder(context)
+    return chosen if development_python(chosen) is None else default_home()
+
+
+def jobs_folder(context: bpy.types.Context) -> Path:
+    return Path(bpy.path.abspath(get_preferences(context).jobs_folder))
+
+
+def online() -> bool:
+    """Whether the user lets add-ons use the network."""
+    return bool(bpy.app.online_access)
+
+
+CLASSES = [IM3D_AP_preferences]
