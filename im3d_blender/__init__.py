@@ -1,23 +1,15 @@
 """IM-3D inside Blender: bpy, numpy and the standard library, nothing else.
 
-Without bpy
-    job_request, placement   what a job is asked to make, and where its object goes
-    jobs, model_facts        finished jobs and models on disk
-    tasks, diagnostics       a command of the backend; a report without anything private
-    link/, install/          the backend's process and the queue; installing the backend
+Rooms, from the ground up; each knows only those above it in this list:
 
-With bpy
-    preferences, properties  what is kept with Blender and with the scene
-    cutout, readiness        the image without its background; what the next job lacks
-    session, backend_state   the queue and the backend of this session, ticked by one timer
-    importing, arrival       a finished mesh as one clean object (also used by the command line), in its scene
-    assets, lods, splats     what an object can bring along
-    pictures, thumbnails     pictures out of Blender; pictures of jobs as icons
-    generate, batch          one job, or a table of them
-    operators, …_operators   what the buttons do
-    command_line             blender --command im3d …
-    panels, …_ui             the sidebar tab
-    translations/            its texts in other languages
+    core/     what a job is asked to make, its place in the scene, finished jobs, models (no bpy)
+    client/   the backend's process, its messages, the queue, files of another machine (no bpy)
+    install/  installing the backend (no bpy)
+    scene/    a finished mesh as one clean object; pictures out of Blender
+    state/    preferences, properties, and this session's queue and backend, ticked by one timer
+    ui/       the sidebar tab and the preferences' page: drawing only
+    ops/      what the buttons and scripts do
+    translations/  the texts in other languages
 
 Modules with classes export them as CLASSES, in the order in which they must be registered.
 """
@@ -28,31 +20,32 @@ import bpy
 
 from . import translations
 from .ops import (
-    backend as backend_operators,
+    backend as backend_ops,
     batch,
     command_line,
     file_handlers,
     generate,
-    import_job as operators,
-    picture as picture_operators,
-    queue as queue_operators,
+    import_job,
+    picture as picture_ops,
+    queue as queue_ops,
 )
-from .state import backend_state, cutout, preferences, properties, session, thumbnails
-from .ui import backend as backend_ui, history as history_ui, panels, queue as queue_ui
+from .state import backend_state, cutout, properties, session, thumbnails
+from .state.preferences import BASE_PACKAGE
+from .ui import backend as backend_ui, history, panels, preferences, queue as queue_ui
 
 _MODULES = (
     preferences,
     properties,
-    operators,
+    import_job,
     generate,
     file_handlers,
     batch,
-    queue_operators,
-    picture_operators,
-    backend_operators,
+    queue_ops,
+    picture_ops,
+    backend_ops,
     panels,
     queue_ui,
-    history_ui,
+    history,
     backend_ui,
 )
 CLASSES = [cls for module in _MODULES for cls in module.CLASSES]
@@ -61,9 +54,9 @@ CLASSES = [cls for module in _MODULES for cls in module.CLASSES]
 def register() -> None:
     for cls in CLASSES:
         bpy.utils.register_class(cls)
-    translations.attach(preferences.BASE_PACKAGE)
+    translations.attach(BASE_PACKAGE)
     properties.attach()
-    operators.attach()
+    import_job.attach()
     queue_ui.attach()
     file_handlers.attach()
     session.attach()
@@ -77,9 +70,9 @@ def unregister() -> None:
     file_handlers.detach()
     queue_ui.detach()
     cutout.cancel()
-    operators.detach()
+    import_job.detach()
     properties.detach()
     thumbnails.clear()
     for cls in reversed(CLASSES):
         bpy.utils.unregister_class(cls)
-    translations.detach(preferences.BASE_PACKAGE)
+    translations.detach(BASE_PACKAGE)

@@ -1,0 +1,1 @@
+"""The laboratory: training, evaluation and benchmarks. Not part of what artists install."""

@@ -1,0 +1,1 @@
+"""Operators: what buttons, menus, dropped files and scripts do."""

@@ -23,6 +23,7 @@ from ..core.placement import Placement
 from ..scene.assets import THIS_FILE
 from ..scene.pictures import PictureError, image_file
 from ..state import session
+from ..state.preferences import inputs_folder
 
 SOURCES = {"prompt", "image", "views"}
 SKIP: set[str] = {"SKIP_SAVE"}
@@ -145,9 +146,9 @@ class IM3D_OT_generate(bpy.types.Operator):
     def _request(self, context: bpy.types.Context) -> dict[str, Any]:
         return make_request(
             prompt=self.prompt,
-            image=image_file(context, self.image) if self.image else "",
+            image=image_file(self.image, inputs_folder(context)) if self.image else "",
             views=bpy.path.abspath(self.views),
-            mask=image_file(context, self.mask) if self.mask else "",
+            mask=image_file(self.mask, inputs_folder(context)) if self.mask else "",
             name=self.name,
             generator=self.generator,
             preset=self.preset,

@@ -12,6 +12,7 @@ from ..core import finished_jobs
 from ..core.placement import Placement
 from ..scene import arrival, importing
 from ..scene.assets import THIS_FILE
+from ..state.preferences import home_folder
 from ..state.properties import refresh_jobs
 
 
@@ -92,7 +93,9 @@ class IM3D_OT_import_job(bpy.types.Operator):
     def execute(self, context: bpy.types.Context) -> set[str]:
         try:
             job = finished_jobs.read_job(Path(bpy.path.abspath(self.filepath)))
-            obj, notes = arrival.place(context, job, self._placement(), name=self.name, height=self.height)
+            obj, notes = arrival.place(
+                context, job, self._placement(), home_folder(context), name=self.name, height=self.height
+            )
         except (finished_jobs.JobError, importing.ImportFailedError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}

@@ -9,6 +9,7 @@ import bpy
 from ..core.job_request import random_seed
 from ..scene.pictures import PictureError, image_from_clipboard, picture_from_camera
 from ..state import backend_state, cutout
+from ..state.preferences import inputs_folder
 
 
 class IM3D_OT_picture_from_camera(bpy.types.Operator):
@@ -24,7 +25,7 @@ class IM3D_OT_picture_from_camera(bpy.types.Operator):
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         try:
-            path = picture_from_camera(context, self.size)
+            path = picture_from_camera(context, self.size, inputs_folder(context))
         except (PictureError, RuntimeError) as error:
             self.report({"ERROR"}, str(error).strip())
             return {"CANCELLED"}

@@ -11,7 +11,6 @@ import bpy
 from ..core.finished_jobs import FinishedJob, read_job
 from ..core.model_facts import licence_of, read_models
 from ..core.placement import Placement
-from ..state.preferences import home_folder
 from . import assets, importing, lods, splats
 from .free_place import step_aside
 
@@ -25,11 +24,18 @@ def busy(context: bpy.types.Context) -> bool:
 
 
 def place(
-    context: bpy.types.Context, job: FinishedJob, placement: Placement, *, name: str = "", height: float = 0.0
+    context: bpy.types.Context,
+    job: FinishedJob,
+    placement: Placement,
+    home: Path,
+    *,
+    name: str = "",
+    height: float = 0.0,
 ) -> tuple[bpy.types.Object, list[str]]:
     """Imports the job's mesh and adds what the placement asks for. Pushes no undo step.
 
     Args:
+        home: Folder of the backend, where the licences of installed models are noted.
         name: Name of the object; "" takes the job's.
         height: Metres; 0 takes the job's.
 
@@ -63,7 +69,7 @@ def place(
             notes.append(str(error))
     _hide(context, beside)
     if placement.library:
-        assets.mark_asset(obj, job, licence_of(job.generator, read_models(home_folder(context))))
+        assets.mark_asset(obj, job, licence_of(job.generator, read_models(home)))
         if placement.library != assets.THIS_FILE:
             try:
                 assets.save_to_library(context, obj, placement.library)
@@ -89,7 +95,9 @@ def _make_collection(scene: bpy.types.Scene, name: str) -> None:
         scene.collection.children.link(known if known is not None else bpy.data.collections.new(name))
 
 
-def deliver(context: bpy.types.Context, folder: Path, placement: Placement) -> tuple[bpy.types.Object, list[str]]:
+def deliver(
+    context: bpy.types.Context, folder: Path, placement: Placement, home: Path
+) -> tuple[bpy.types.Object, list[str]]:
     """`place`, called from anywhere: in the placement's scene, as one undo step.
 
     Raises:
@@ -98,7 +106,7 @@ def deliver(context: bpy.types.Context, folder: Path, placement: Placement) -> t
     """
     job = read_job(folder)
     with _in_scene(context, placement.scene):
-        obj, notes = place(bpy.context, job, placement)
+        obj, notes = place(bpy.context, job, placement, home)
         bpy.ops.ed.undo_push(message=f"IM-3D: {obj.name}"[:60])
     return obj, notes
 

@@ -15,15 +15,18 @@ import numpy as np
 from mathutils import Matrix
 
 from ..core.job_request import PICTURES
-from ..state.preferences import jobs_folder
 
 
 class PictureError(Exception):
     """There is no usable picture; the text is a sentence for the user."""
 
 
-def image_file(context: bpy.types.Context, text: str) -> str:
+def image_file(text: str, inputs: Path) -> str:
     """The file for a file's path or an image data-block's name.
+
+    Args:
+        text: The path or the name.
+        inputs: Folder for pictures that have no file of their own.
 
     Raises:
         PictureError: The data-block has no pixels.
@@ -32,12 +35,7 @@ def image_file(context: bpy.types.Context, text: str) -> str:
     image = bpy.data.images.get(text)
     if image is None or path.is_file():
         return str(path)
-    return str(export_image(image, inputs_folder(context)))
-
-
-def inputs_folder(context: bpy.types.Context) -> Path:
-    """Where pictures that have no file of their own are kept for their jobs, also for running them again."""
-    return jobs_folder(context) / "inputs"
+    return str(export_image(image, inputs))
 
 
 def export_image(image: bpy.types.Image, folder: Path) -> Path:
@@ -90,18 +88,18 @@ def _srgb(linear: np.ndarray) -> np.ndarray:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def picture_from_camera(context: bpy.types.Context, size: int) -> Path:
+def picture_from_camera(context: bpy.types.Context, size: int, folder: Path) -> Path:
     """What the scene's camera sees, the background transparent, as a PNG file.
 
     In a window the viewport draws it, in a moment; without one the scene's render engine does.
 
     Args:
         size: Side of the square picture in pixels.
+        folder: Where the file goes, under a name that is free.
 
     Raises:
         PictureError: There is nothing that could draw it, or nothing was rendered.
     """
-    folder = inputs_folder(context)
     folder.mkdir(parents=True, exist_ok=True)
     number = next(n for n in range(1, 100000) if not (folder / f"camera_{n:04d}.png").exists())
     path = folder / f"camera_{number:04d}.png"

@@ -14,8 +14,9 @@ from pathlib import Path
 import bpy
 
 from ..client.tasks import Task, TaskState
-from ..scene.pictures import image_file, inputs_folder
+from ..scene.pictures import image_file
 from . import backend_state
+from .preferences import inputs_folder
 
 
 @dataclass
@@ -49,11 +50,11 @@ def start(context: bpy.types.Context) -> None:
     image, mask = settings.image, settings.mask
     if image is None:
         return
-    picture = image_file(context, image.name)
+    picture = image_file(image.name, inputs_folder(context))
     out = inputs_folder(context) / f"cutout_{uuid.uuid4().hex[:8]}" / f"{Path(image.name).stem}.png"
     arguments = ["cutout", picture, "--out", str(out), "--json"]
     if mask is not None:
-        arguments += ["--mask", image_file(context, mask.name)]
+        arguments += ["--mask", image_file(mask.name, inputs_folder(context))]
     settings.cutout = None
     state.scene, state.image, state.mask = context.scene.name, image.name, mask.name if mask is not None else ""
     state.task = backend_state.start_tool(context, image.name, arguments)

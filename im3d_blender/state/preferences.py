@@ -10,6 +10,7 @@ import bpy
 
 from ..client.environment import development_python
 from ..core.job_request import GENERATORS
+from . import events
 
 # bl_ext.<repository>.im3d: Blender files an extension's preferences under its root package.
 BASE_PACKAGE = (__package__ or "").rsplit(".", 2)[0]
@@ -27,22 +28,16 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "im3d"
 
 
-def _folder_changed(preferences: IM3D_AP_preferences, context: bpy.types.Context) -> None:
-    from . import session
-    from .properties import refresh_jobs
-
-    session.restart()
-    refresh_jobs(context)
+def _folders_changed(preferences: PreferenceProperties, context: bpy.types.Context) -> None:
+    events.announce(context, "folders")
 
 
-def _connection_changed(preferences: IM3D_AP_preferences, context: bpy.types.Context) -> None:
-    from . import session
-
-    session.restart()
+def _connection_changed(preferences: PreferenceProperties, context: bpy.types.Context) -> None:
+    events.announce(context, "connection")
 
 
-class IM3D_AP_preferences(bpy.types.AddonPreferences):
-    bl_idname = BASE_PACKAGE
+class PreferenceProperties:
+    """The properties of the registered class, which is `im3d_blender.ui.preferences`: it also draws them."""
 
     home: bpy.props.StringProperty(
         name="Backend",
@@ -52,14 +47,14 @@ class IM3D_AP_preferences(bpy.types.AddonPreferences):
         ),
         subtype="DIR_PATH",
         default=str(default_home()),
-        update=_folder_changed,
+        update=_folders_changed,
     )
     jobs_folder: bpy.props.StringProperty(
         name="Jobs",
         description="Folder that holds the job folders; it survives an update of the add-on",
         subtype="DIR_PATH",
         default=str(default_home() / "jobs"),
-        update=_folder_changed,
+        update=_folders_changed,
     )
     generator: bpy.props.EnumProperty(
         name="Generator", description="The generator that new scenes start with", items=GENERATORS
@@ -97,27 +92,8 @@ class IM3D_AP_preferences(bpy.types.AddonPreferences):
         default=True,
     )
 
-    def draw(self, context: bpy.types.Context) -> None:
-        from ..ui.backend import draw_backend
 
-        layout = self.layout
-        layout.use_property_split = True
-        layout.use_property_decorate = False
-        draw_backend(layout, context)
-        for group in (
-            ("home", "jobs_folder", "remote_host"),
-            ("token",),
-            ("generator", "on_close"),
-            ("free_when_idle", "idle_minutes", "free_before_render"),
-        ):
-            column = layout.column(align=True)
-            for name in group:
-                row = column.row()
-                row.active = name != "idle_minutes" or self.free_when_idle
-                row.prop(self, name)
-
-
-def get_preferences(context: bpy.types.Context) -> IM3D_AP_preferences:
+def get_preferences(context: bpy.types.Context) -> PreferenceProperties:
     return context.preferences.addons[BASE_PACKAGE].preferences
 
 
@@ -136,9 +112,11 @@ def jobs_folder(context: bpy.types.Context) -> Path:
     return Path(bpy.path.abspath(get_preferences(context).jobs_folder))
 
 
+def inputs_folder(context: bpy.types.Context) -> Path:
+    """Where pictures that have no file of their own are kept for their jobs, also for running them again."""
+    return jobs_folder(context) / "inputs"
+
+
 def online() -> bool:
     """Whether the user lets add-ons use the network."""
     return bool(bpy.app.online_access)
-
-
-CLASSES = [IM3D_AP_preferences]

@@ -8,7 +8,7 @@ import bpy
 
 from ..core import finished_jobs
 from ..core.job_request import GENERATORS, MAX_SEED, PRESETS
-from . import thumbnails
+from . import events, thumbnails
 from .preferences import get_preferences, jobs_folder
 
 SOURCES = [
@@ -197,7 +197,13 @@ def _file_loaded(*_: Any) -> None:
     _set_defaults(bpy.context)
 
 
+def _preferences_changed(context: bpy.types.Context, change: events.Change) -> None:
+    if change == "folders":
+        refresh_jobs(context)
+
+
 def attach() -> None:
+    events.subscribe(_preferences_changed)
     bpy.types.Scene.im3d = bpy.props.PointerProperty(type=IM3D_PG_scene)
     bpy.types.WindowManager.im3d = bpy.props.PointerProperty(type=IM3D_PG_session)
     bpy.app.handlers.load_post.append(_file_loaded)
@@ -208,6 +214,7 @@ def detach() -> None:
     if bpy.app.timers.is_registered(_refresh_soon):
         bpy.app.timers.unregister(_refresh_soon)
     bpy.app.handlers.load_post.remove(_file_loaded)
+    events.unsubscribe(_preferences_changed)
     del bpy.types.WindowManager.im3d
     del bpy.types.Scene.im3d
 

@@ -22,7 +22,7 @@ from ..client.queue import JobQueue, QueuedJob
 from ..core import finished_jobs
 from ..core.placement import Placement, read_placement
 from ..scene import arrival, importing
-from . import backend_state, cutout, thumbnails
+from . import backend_state, cutout, events, thumbnails
 from .preferences import backend_folder, get_preferences, home_folder, jobs_folder
 from .properties import refresh_jobs
 
@@ -242,7 +242,7 @@ def let_arrive(context: bpy.types.Context, session: Session, job_id: str, anywhe
         session.notes[job_id] = OTHER_FILE
         return
     try:
-        _, notes = arrival.deliver(context, job.folder, placement)
+        _, notes = arrival.deliver(context, job.folder, placement, home_folder(context))
         session.notes[job_id] = " ".join(notes)
     except (finished_jobs.JobError, importing.ImportFailedError) as error:
         job.state = "failed"
@@ -329,7 +329,12 @@ def _file_saved(*_: Any) -> None:
                 dataclasses.replace(placement, blend=_path).write(job.folder)
 
 
+def _preferences_changed(context: bpy.types.Context, change: events.Change) -> None:
+    restart()
+
+
 def attach() -> None:
+    events.subscribe(_preferences_changed)
     bpy.app.handlers.render_init.append(_render_starts)
     bpy.app.handlers.load_post.append(_file_loaded)
     bpy.app.handlers.save_post.append(_file_saved)
@@ -343,6 +348,7 @@ def detach() -> None:
     bpy.app.handlers.save_post.remove(_file_saved)
     bpy.app.handlers.load_post.remove(_file_loaded)
     bpy.app.handlers.render_init.remove(_render_starts)
+    events.unsubscribe(_preferences_changed)
     restart()
 
 

@@ -1,0 +1,1 @@
+"""Drawing: panels read properties and memory, never the disk. Operators are named by their identifiers."""

@@ -11,7 +11,7 @@ from ..client.backend import Failure
 from ..core.job_request import GENERATORS
 from ..core.model_facts import NEEDS, ModelFacts
 from ..state import backend_state
-from ..state.preferences import get_preferences, online
+from ..state.preferences import BASE_PACKAGE, get_preferences, online
 from ..state.readiness import better, generator_text, has_gpu, is_remote
 from .remedies import draw_allow_online, draw_download, draw_download_button, draw_model_download, draw_progress
 from .wrapping import NESTED_MARGIN, PLAIN_MARGIN, wrapped
@@ -52,9 +52,7 @@ class IM3D_PT_models(bpy.types.Panel):
         column = self.layout.column(align=True)
         column.operator("im3d.free_memory", icon="TRASH")
         column.operator("im3d.copy_diagnostics", icon="COPYDOWN")
-        column.operator("preferences.addon_show", text="Preferences", icon="PREFERENCES").module = get_preferences(
-            context
-        ).bl_idname
+        column.operator("preferences.addon_show", text="Preferences", icon="PREFERENCES").module = BASE_PACKAGE
 
 
 def draw_backend(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:

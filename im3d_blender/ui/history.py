@@ -6,7 +6,6 @@ import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from ..core.model_facts import generator_label
-from ..ops.import_job import IM3D_OT_import_job, IM3D_OT_refresh_jobs
 from ..state import thumbnails
 from ..state.preferences import get_preferences
 from ..state.properties import IM3D_PG_job, IM3D_PG_session
@@ -56,7 +55,7 @@ class IM3D_PT_jobs(bpy.types.Panel):
         layout, session = self.layout, context.window_manager.im3d
         row = layout.row(align=True)
         row.prop(session, "search", text="", icon="VIEWZOOM")
-        row.operator(IM3D_OT_refresh_jobs.bl_idname, text="", icon="FILE_REFRESH")
+        row.operator("im3d.refresh_jobs", text="", icon="FILE_REFRESH")
         folder = get_preferences(context).jobs_folder
         row.operator("im3d.open_folder", text="", icon="FILE_FOLDER").folder = folder
         if not session.jobs:
@@ -93,7 +92,7 @@ class IM3D_PT_jobs(bpy.types.Panel):
 
         row = self.layout.row(align=True)
         row.scale_y = 1.5
-        operator = row.operator(IM3D_OT_import_job.bl_idname, text="Import", icon="IMPORT")
+        operator = row.operator("im3d.import_job", text="Import", icon="IMPORT")
         operator.filepath = job.folder
         operator.height = session.height
         row.operator("im3d.open_folder", text="", icon="FILE_FOLDER").folder = job.folder

@@ -2,7 +2,7 @@
 
 It conforms to the conventions of `im3d.core.orbit`: centred bounding box, longest side 1, the cavity at the front (−Y),
 the handle at +X. Genus 1, one component. Its distance is exact away from the blends (of radius 0.06) and never larger
-in magnitude than the true one by more than rounding near the surface, so |signed_distance| measures the error of a mesh.
+in magnitude than the true one by more than rounding near the surface, so |signed_distance| is the error of a mesh.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The job folder, its steps in order, and tables of jobs."""

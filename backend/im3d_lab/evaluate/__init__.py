@@ -1,0 +1,1 @@
+"""`im3d evaluate`: results compared with ground truth."""

@@ -1,0 +1,1 @@
+"""Stable Video 3D. `generator` is its public face."""

@@ -1,0 +1,1 @@
+"""Depth maps fused to a distance field. `field` is the public face."""

@@ -1,0 +1,1 @@
+"""UV atlas and the textures baked into it. `bake` and `unwrap` are the public faces."""

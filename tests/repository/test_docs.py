@@ -16,7 +16,7 @@ import pytest
 
 from im3d.settings import Settings, allowed
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SMALL = ("fit.iterations=40", "fit.size=64", "fit.points=900", "fit.max_gaussians=1200", "mesh.grid=40",
          "mesh.virtual_views=4", "mesh.faces=2000", "mesh.outline_rounds=1", "texture.size=128",
          "texture.normal_map=false", "texture.polish=1")  # fmt: skip
