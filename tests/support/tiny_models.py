@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from im3d.generators.mini.model import VolumeDenoiser
 from im3d.models.catalog import InstalledFile, find_model, record_installation, sha256_of
+from im3d.settings import ImageSettings
 
 CHAT = "{% for message in messages %}<|im_start|>{{ message['content'] }}{% endfor %}"
 
@@ -186,3 +188,11 @@ def _qwen_tokenizer() -> Any:
     tokenizer = transformers.Qwen2TokenizerFast(vocab=tokens, merges=[], pad_token="<|endoftext|>")
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+SMALL = ImageSettings(size=64, steps=2)
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "flux2_klein": tiny_flux2,
+    "z_image_turbo": tiny_z_image,
+    "sdxl": tiny_sdxl,
+}

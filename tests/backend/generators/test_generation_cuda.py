@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sv3d_checkpoint import small, small_checkpoints, small_subject
-from test_text_to_image import MAKERS, SMALL
-from tiny_models import record
+from tiny_models import MAKERS, SMALL, record
 
 from im3d.core.images import FloatArray
 from im3d.core.progress import silent

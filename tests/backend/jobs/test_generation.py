@@ -16,7 +16,7 @@ import pytest
 import torch
 from analytic import orbit_views
 from sv3d_checkpoint import SMALL_P, random_checkpoint, write_checkpoint
-from test_sv3d import Oracle
+from sv3d_oracle import Oracle
 from tiny_models import copying, record, tiny_mini, tiny_sdxl
 
 from im3d.cli.main import main

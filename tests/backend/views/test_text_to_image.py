@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import pretend_free, record, tiny_flux2, tiny_sdxl, tiny_z_image
+from tiny_models import MAKERS, SMALL, pretend_free, record
 
 from im3d.core.progress import silent
 from im3d.errors import CancelledError, InputError, ModelError, OutOfMemoryError
@@ -34,12 +33,6 @@ from im3d.views.text_to_image import (
 )
 
 CPU = torch.device("cpu")
-SMALL = ImageSettings(size=64, steps=2)
-MAKERS: dict[str, Callable[[Path], None]] = {
-    "flux2_klein": tiny_flux2,
-    "z_image_turbo": tiny_z_image,
-    "sdxl": tiny_sdxl,
-}
 
 
 @pytest.fixture(scope="module")

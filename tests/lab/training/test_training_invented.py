@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_training_volumes import box
+from training_props import box
 
 from im3d_lab.packs import Pack
 from im3d_lab.training.data.grids import AT_SURFACE, distance_grid
