@@ -34,7 +34,7 @@ import torch
 from bench_sv3d import TINY, Measured, Stopwatch, _disc, random_networks
 
 from im3d.core.images import OrbitViews
-from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.core.memory import give_back_memory, limit_malloc_arenas
 from im3d.core.progress import silent
 from im3d.generators.base import Subject
 from im3d.generators.files import read_orbit
@@ -198,7 +198,7 @@ def main() -> int:
     parser.add_argument("--heaps", action="store_true", help="leave every thread a heap of its own")
     args = parser.parse_args()
     if not args.heaps:
-        keep_one_heap()  # as the worker does
+        limit_malloc_arenas()  # as the worker does
     device = torch.device(args.device)
     views = read_orbit(args.views).views
     half = torch.float16 if device.type == "cuda" else torch.float32

@@ -22,7 +22,7 @@ from threading import Event
 
 import torch
 
-from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.core.memory import give_back_memory, limit_malloc_arenas
 from im3d.jobs.job import Job
 from im3d.pipeline import run_pipeline
 from im3d_lab.bench.jobs import bench_request, growth
@@ -63,7 +63,7 @@ def main() -> int:
     if args.cores:
         os.cpu_count = lambda: args.cores
     if not args.heaps:
-        keep_one_heap()
+        limit_malloc_arenas()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for iterations in args.iterations:
         print(f"\n{iterations} iterations\n" + " ".join(f"{name:>11}" for name in COLUMNS), flush=True)

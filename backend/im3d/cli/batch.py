@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from im3d.cli.run import TerminalProgress, add_run_options, cancelling
-from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.core.memory import give_back_memory, limit_malloc_arenas
 from im3d.errors import CancelledError, Im3dError, InputError
 from im3d.models.cache import MODELS
 from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     make_folder(out)
     check_results(out)
 
-    keep_one_heap()
+    limit_malloc_arenas()
     cancel = threading.Event()
     with cancelling(cancel), MODELS.keeping():
         for row in rows:

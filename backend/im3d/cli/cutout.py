@@ -19,8 +19,8 @@ def run(args: argparse.Namespace) -> int:
     """Writes the cut-out; with `--json` says {status, path, method, warnings}."""
     import numpy as np
 
+    from im3d.core.devices import choose_device
     from im3d.core.images import read_image, write_png
-    from im3d.core.machine import choose_device
     from im3d.core.storage import make_folder
     from im3d.views.isnet import installed_isnet
     from im3d.views.masks import isolate, read_mask

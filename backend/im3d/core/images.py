@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from scipy.ndimage import distance_transform_edt
 
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import Orbit
 from im3d.core.storage import make_folder, write_bytes, write_json
+from im3d.core.threads import on_all_cores
 from im3d.errors import InputError
 
 FloatArray = NDArray[np.float32]

@@ -23,7 +23,7 @@ _LITTER = {"thumbs.db", "desktop.ini"}
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals about `path` into sentences.
 
     Raises:
@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        with explained(path):
+        with translate_os_errors(path):
             yield temporary
             os.replace(temporary, path)
     finally:
@@ -97,7 +97,7 @@ def strangers(folder: Path, own: frozenset[str] = frozenset()) -> list[str]:
         InputError: It is not a folder, or cannot be read.
     """
     try:
-        with explained(folder):
+        with translate_os_errors(folder):
             names = os.listdir(folder)
     except FileNotFoundError:
         return []
@@ -147,7 +147,7 @@ def make_folder(path: Path) -> None:
     Raises:
         InputError: It cannot be made or written.
     """
-    with explained(path):
+    with translate_os_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
         probe.write_bytes(b"")

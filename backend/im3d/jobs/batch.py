@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from im3d.core.images import SUFFIXES
-from im3d.core.storage import explained, write_json
+from im3d.core.storage import translate_os_errors, write_json
 from im3d.errors import Im3dError, InputError
 from im3d.jobs.job import Request
 from im3d.jobs.runner import explain
@@ -107,7 +107,7 @@ def write_results(rows: list[Row], out: Path) -> Path:
         InputError, DiskError: They cannot be written.
     """
     records = [_record(row, out) for row in rows]
-    with explained(out / "results.csv"):
+    with translate_os_errors(out / "results.csv"):
         table = write_table(out / "results.csv", RESULT_COLUMNS, records)
     write_json(out / "results.json", [dict(zip(RESULT_COLUMNS, record, strict=True)) for record in records])
     return table

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from im3d.core.storage import explained, make_folder, require_file, strangers, write_json
+from im3d.core.storage import make_folder, require_file, strangers, translate_os_errors, write_json
 from im3d.errors import InputError
 from im3d.settings import PRESETS, Settings, finite, preset_settings, settings_from_json, shown, whole
 
@@ -353,7 +353,7 @@ class Job:
             InputError: Another process works on it.
         """
         path = self.folder / ".lock"
-        with explained(path):
+        with translate_os_errors(path):
             file = open(path, "a+b")  # noqa: SIM115 - closed below, after the lock that it carries
         try:
             if not _try_lock(file.fileno()):

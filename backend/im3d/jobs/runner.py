@@ -11,7 +11,7 @@ from threading import Event, Lock, Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from im3d.core.machine import peak_memory_mb
+from im3d.core.memory import peak_memory_mb
 from im3d.core.progress import Progress
 from im3d.core.storage import DISK_ERRORS
 from im3d.errors import CancelledError, DiskError, Im3dError, OutOfMemoryError

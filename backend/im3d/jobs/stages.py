@@ -18,8 +18,9 @@ import torch
 
 from im3d import __version__
 from im3d.blender import find_blender, render_preview, save_blend
+from im3d.core.devices import choose_device, device_name
 from im3d.core.images import LONGEST_SIDE, OrbitViews, read_image, read_views, write_png, write_views
-from im3d.core.machine import choose_device, give_back_gpu_memory
+from im3d.core.memory import give_back_gpu_memory
 from im3d.core.orbit import MAX_ELEVATION_DEG, Orbit
 from im3d.core.progress import Progress, part
 from im3d.core.storage import make_folder, write_json
@@ -157,7 +158,7 @@ class Stages:
     def machine(self) -> dict[str, str]:
         """What steps are done with here: device and versions."""
         versions = {"im3d": __version__, "python": platform.python_version(), "torch": torch.__version__}
-        return {"device": _device_name(self.device), **versions}
+        return {"device": device_name(self.device), **versions}
 
     def warn(self, *sentences: str) -> None:
         """Tells the user, and notes for the result, each sentence once."""
@@ -457,7 +458,3 @@ class Stages:
 def _each(used: list[str] | str) -> str:
     """What was used, each once: one name unless a job was resumed elsewhere."""
     return used if isinstance(used, str) else " and ".join(dict.fromkeys(used))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from im3d import __version__
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import GLTF_FROM_WORLD, orbit_from_glb
 from im3d.core.storage import write_bytes
+from im3d.core.threads import on_all_cores
 from im3d.mesh.build import TexturedMesh
 
 # glTF's numbers for component types, buffer targets and samplers.

@@ -15,9 +15,9 @@ from scipy.sparse import coo_matrix, csr_matrix, diags, vstack
 from scipy.sparse.linalg import cg
 
 from im3d.core.images import OrbitViews
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import Cameras
 from im3d.core.progress import Progress, silent
+from im3d.core.threads import on_all_cores
 from im3d.mesh.fusion.silhouettes import SUBPIXELS, all_signed_distances, signed_distances
 from im3d.mesh.rasterize import rasterize_mesh, to_screen
 from im3d.mesh.surface import TriangleMesh

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
 from im3d.core.images import OrbitViews
-from im3d.core.machine import on_all_cores
+from im3d.core.threads import on_all_cores
 from im3d.errors import InputError
 from im3d.mesh.fusion.field import Field
 from im3d.mesh.rasterize import rasterize_mesh, to_screen

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from im3d.core.machine import give_back_gpu_memory, give_back_memory
+from im3d.core.memory import give_back_gpu_memory, give_back_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

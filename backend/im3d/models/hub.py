@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from im3d.core.progress import Progress, silent
-from im3d.core.storage import explained, make_folder
+from im3d.core.storage import make_folder, translate_os_errors
 from im3d.errors import DiskError, InputError, ModelError
 from im3d.models.catalog import (
     HUB_PAGE,
@@ -166,7 +166,7 @@ def _fetch(model: Model, revision: str, file: RemoteFile, count: _Counter) -> In
 
     target = model.folder / file.path
     part = _part(model, file)
-    with explained(target):
+    with translate_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and target.stat().st_size == file.bytes:
             # Left by an attempt that fetched this file and stopped at a later one.
@@ -303,7 +303,7 @@ def _local_files(model: Model, source: Path) -> dict[str, Path]:
 
 
 def _place(origin: Path, target: Path) -> None:
-    with explained(target):
+    with translate_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and target.samefile(origin):
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from im3d.core.machine import give_back_gpu_memory
+from im3d.core.memory import give_back_gpu_memory
 from im3d.errors import OutOfMemoryError
 
 GIGABYTE = 2**30

@@ -10,7 +10,7 @@ import time
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
-from im3d.core.storage import explained
+from im3d.core.storage import translate_os_errors
 from im3d.errors import Im3dError, InputError
 from im3d.shared.file_stream import DamagedError, EndedEarlyError, Entry, arrived, counts, heard, receive, say, send
 from im3d.shared.protocol import Message
@@ -106,7 +106,7 @@ def serve_files(root: Path, asked: IO[bytes], answers: IO[bytes]) -> int:
             have = [_read(arrived, target, entry) for target, entry in zip(targets, entries, strict=True)]
             say(answers, have=have)
             for target, entry, count in zip(targets, entries, have, strict=True):
-                with explained(target):
+                with translate_os_errors(target):
                     receive(asked, target, entry, count, moved)
             say(answers, done=True)
         else:

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.core.memory import give_back_memory, limit_malloc_arenas
 from im3d.models.cache import MODELS
 from im3d.service.pipes import Outgoing, incoming, read_messages
 from im3d.shared.processes import kill_own_family
@@ -85,7 +85,7 @@ class Worker:
 
 
 if __name__ == "__main__":
-    keep_one_heap()
+    limit_malloc_arenas()
     outgoing = Outgoing()
     parser = argparse.ArgumentParser()
     parser.add_argument("--blender")

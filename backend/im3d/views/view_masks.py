@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from im3d.core.images import FloatArray
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import Orbit
+from im3d.core.threads import on_all_cores
 from im3d.errors import InputError
 from im3d.views.elevation import agreed_silhouettes
 from im3d.views.masks import Isolated, Reading, Segment, read_picture

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from im3d.core.machine import keep_one_heap
+from im3d.core.memory import limit_malloc_arenas
 from im3d.errors import Im3dError, InputError
 from im3d.models.cache import MODELS
 
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.repeats < 0 or (args.what == "jobs" and args.repeats in (1, 2)):
         raise InputError(f"--repeats is {args.repeats}.", "Measure at least once; jobs: three times.")
-    keep_one_heap()  # as the worker does
+    limit_malloc_arenas()  # as the worker does
     if args.what == "jobs":
         return _run_jobs(args)
     args.repeats = args.repeats or 5
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_jobs(args: argparse.Namespace) -> int:
-    from im3d.core.machine import choose_device
+    from im3d.core.devices import choose_device
     from im3d_lab.bench.jobs import bench_jobs
 
     _views(args.views)  # says what is wrong with them before the first job does
@@ -115,7 +115,7 @@ def table(part: str, report: dict[str, Any]) -> str:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from im3d.core.machine import choose_device
+    from im3d.core.devices import choose_device
     from im3d_lab.bench.measure import Bench
 
     device = choose_device(args.device)

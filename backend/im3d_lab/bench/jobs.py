@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 
-from im3d.core.machine import give_back_memory
+from im3d.core.memory import give_back_memory
 from im3d.jobs.job import Job, Request
 from im3d.models.cache import MODELS
 from im3d.pipeline import run_pipeline

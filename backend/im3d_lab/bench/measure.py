@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from im3d.core.machine import peak_memory_mb, processor_name
+from im3d.core.devices import processor_name
+from im3d.core.memory import peak_memory_mb
 from im3d.core.progress import Progress, silent
 
 MEGABYTE = 2**20

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from im3d import __version__
-from im3d.core.machine import processor_name
+from im3d.core.devices import processor_name
 from im3d.core.storage import claim_folder, write_json
 from im3d.errors import InputError
 

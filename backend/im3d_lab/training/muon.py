@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from im3d.core.machine import fast_in_half
+from im3d.core.devices import fast_in_half
 
 # Coefficients of the quintic Newton–Schulz iteration: they push singular values to about 1, fast rather than exactly.
 QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from im3d.core.machine import fast_in_half
+from im3d.core.devices import fast_in_half
 from im3d.errors import InputError
 from im3d.generators.mini.generator import SIGMA_MAX
 from im3d.generators.mini.layers import Attention, ResidualBlock, channels_last

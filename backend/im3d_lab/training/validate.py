@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from im3d.core.machine import fast_in_half
+from im3d.core.devices import fast_in_half
 from im3d.generators.mini.generator import DEFAULT_STEPS, sample_orbit
 from im3d.generators.mini.model import VolumeDenoiser, to_model
 from im3d_lab.training.data.batches import Changes, OrbitBatches, pictures

@@ -12,8 +12,8 @@ import trimesh
 from scipy.ndimage import distance_transform_edt
 
 from im3d.core.images import OrbitViews
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import Orbit
+from im3d.core.threads import on_all_cores
 from im3d.errors import InputError
 from im3d.mesh.build import build_surface
 from im3d.mesh.fusion.distance import distance_to_false

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from im3d.core.devices import fast_in_half
 from im3d.core.images import OrbitViews, premultiplied, resized
-from im3d.core.machine import fast_in_half
 from im3d.core.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
 from im3d.core.progress import Progress, silent
 from im3d.errors import InputError, ModelError, OutOfMemoryError

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion, binary_opening, gaussian_filter, label
 
 from im3d.core.images import OrbitViews
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import Cameras, look_at_origin
 from im3d.core.progress import Progress, silent
+from im3d.core.threads import on_all_cores
 from im3d.mesh.fusion.distance import distance_to_false
 from im3d.mesh.fusion.sheets import sheet_field, sheet_splats
 from im3d.mesh.fusion.silhouettes import Grid, all_signed_distances, hull_field, hull_grid

@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import Cameras
+from im3d.core.threads import on_all_cores
 from im3d.errors import InputError
 from im3d.mesh.fusion.distance import distance_to_false
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from im3d.core.images import OrbitViews
-from im3d.core.machine import on_all_cores
 from im3d.core.orbit import Cameras
 from im3d.core.progress import Progress, silent
+from im3d.core.threads import on_all_cores
 from im3d.mesh.rasterize import FAR, MeshBuffers, rasterize_mesh, to_screen
 from im3d.mesh.surface import TriangleMesh
 from im3d.mesh.texture import bake_kernels

@@ -1,7 +1,7 @@
 """Nearest neighbours of a texture's texels, by a grid of cells.
 
 Not scipy's tree: it allocates memory for every point that it looks for, and threads that take it from one heap
-(`machine.keep_one_heap`) wait for each other; sixteen took twice as long as they do with heaps of their own.
+(`memory.limit_malloc_arenas`) wait for each other; sixteen took twice as long as they do with heaps of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from im3d.core.machine import on_all_cores
+from im3d.core.threads import on_all_cores
 
 # Items of a surface fill about 2 (longest side / cell side)² cells; so many share one.
 ITEMS_PER_CELL = 3

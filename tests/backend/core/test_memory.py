@@ -1,4 +1,4 @@
-"""Facts about the machine, and memory that is handed back to it."""
+"""Memory that is returned to the system."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from im3d.core.machine import give_back_memory, keep_one_heap
+from im3d.core.memory import give_back_memory, limit_malloc_arenas
 
 # 128 MB in blocks that are too small to be handed back one by one, below one that lives on.
 FRAGMENTED = """
 import psutil
-from im3d.machine import give_back_memory
+from im3d.core.memory import give_back_memory
 resident = lambda: psutil.Process().memory_info().rss / 2**20
 blocks = [bytearray(2**15) for _ in range(2**12)]
 del blocks[:-1]
@@ -25,9 +25,9 @@ print(before - resident())
 THREADS = """
 import threading
 import psutil
-from im3d.machine import give_back_memory, keep_one_heap
+from im3d.core.memory import give_back_memory, limit_malloc_arenas
 resident = lambda: psutil.Process().memory_info().rss / 2**20
-keep_one_heap()
+limit_malloc_arenas()
 before = resident()
 large = bytearray(30 * 2**20)
 del large
@@ -58,5 +58,5 @@ def test_memory_that_the_c_library_keeps_is_handed_back() -> None:
 
 def test_memory_is_handed_back_on_other_systems_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
-    keep_one_heap()
+    limit_malloc_arenas()
     give_back_memory()  # `ctypes.CDLL(None)` is an error there
