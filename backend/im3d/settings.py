@@ -1,7 +1,7 @@
 """Every setting of the pipeline, its default, and the presets: said once, here.
 
 `--set section.name=value` on the command line and `settings` in a job request change any of them, within the bounds
-that stand beside each field; docs/cli.md lists them.
+that stand beside each field; docs/reference/settings.md lists them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FitSettings:
         iterations: Optimiser steps in all.
         size: Side in pixels of the renders that are compared; views are resized to it. 0: the size of the views.
         ramp: Share of the iterations, the first ones, that compare pictures of half the size. They cost half as much,
-            and splats that fit coarsely first are a little better in the end (docs/performance.md), but for parts a
+            and splats that fit coarsely first are a little better in the end (docs/lab/performance.md), but for parts a
             pixel or two thick: exact views do without.
         views_per_iteration: Views compared in each step. 0: one on the CPU, four on a GPU.
         init: "hull" starts from points on the silhouettes' visual hull, "ball" from random points about the centre
@@ -212,7 +212,7 @@ class MiniSettings:
     Attributes:
         views: K: 16, or only 8 or 4 of the ring, which the paper's Table 3 compares.
         steps: Denoising steps of the first orbit, four evaluations of the network each. It is trained to hit the mean
-            of what is possible, and one step does; more leave grain (docs/training-log.md).
+            of what is possible, and one step does; more leave grain (docs/lab/training-log.md).
     """
 
     views: Annotated[int, Bounds(4, 16)] = 16
@@ -265,7 +265,7 @@ GENERATED_VIEWS_CHANGES: dict[str, object] = {
     "mesh.virtual_slack": 2.0,
     "mesh.outline_rounds": 0,
 }
-# More splats and iterations fit what such views disagree in: fewer came out as good (docs/performance.md).
+# More splats and iterations fit what such views disagree in: fewer came out as good (docs/lab/performance.md).
 STANDARD_GENERATED_CHANGES: dict[str, object] = {
     "fit.iterations": 800,
     "fit.max_gaussians": 12000,

@@ -250,7 +250,7 @@ def installed_meanwhile(extension: str, jobs: str, home: str) -> dict[str, Any]:
 
 
 def examples(extension: str, jobs: str, *blocks: str) -> dict[str, Any]:
-    """The Python blocks of docs/scripting.md, as they stand there."""
+    """The Python blocks of docs/guides/scripting.md, as they stand there."""
     install(extension)
     empty_scene()
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs

@@ -99,7 +99,7 @@ def test_warnings_reach_the_panel_and_the_finished_job(blender: Callable[..., di
 
 
 def test_the_examples_of_the_scripting_page(blender: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "scripting.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "scripting.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
     (tmp_path / "props.csv").write_text(table, encoding="utf-8")
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -1,4 +1,4 @@
-"""The examples of docs/scripting.md are run as they stand there; only the amount of work is made smaller."""
+"""The examples of docs/guides/scripting.md are run as they stand there; only the amount of work is made smaller."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SMALL = ("fit.iterations=40", "fit.size=64", "fit.points=900", "fit.max_gaussian
 
 
 def blocks(language: str) -> list[str]:
-    text = (ROOT / "docs" / "scripting.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "scripting.md").read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def settings_table() -> str:
-    """Every setting with its default and its range, as docs/cli.md has it."""
+    """Every setting with its default and its range, as docs/reference/cli.md has it."""
     rows = ["| setting | default | may be |", "|---|---|---|"]
     for section in dataclasses.fields(Settings):
         values = getattr(Settings(), section.name)
@@ -40,7 +40,7 @@ def settings_table() -> str:
 
 
 def test_the_settings_page_has_every_setting_with_its_range() -> None:
-    assert settings_table() in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert settings_table() in (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -72,7 +72,9 @@ def test_the_python_examples_use_what_exists() -> None:
     used = set(re.findall(r"(\w+)=", "".join(b for b in blocks("python") if "im3d.generate" in b)))
     assert used <= properties
     listed = re.search(
-        r"Every input of the panel is a property: (.*?)\n\n", (ROOT / "docs" / "scripting.md").read_text(), re.DOTALL
+        r"Every input of the panel is a property: (.*?)\n\n",
+        (ROOT / "docs" / "guides" / "scripting.md").read_text(),
+        re.DOTALL,
     )
     assert listed is not None
     assert set(re.findall(r"`(\w+)`", listed.group(1))) <= properties

@@ -35,7 +35,7 @@ def test_the_oldest_tested_blender_is_the_oldest_that_installs_it() -> None:
 
 def test_documents_name_the_tested_versions() -> None:
     assert f"Blender add-on ({OLDEST} to {NEWEST})" in read("README.md")
-    said = {version for name in ("README.md", "docs/user-guide.md", "docs/scripting.md")
+    said = {version for name in ("README.md", "docs/first-prop.md", "docs/guides/scripting.md")
             for version in re.findall(r"Blender (\d\.\d) or newer", read(name))}  # fmt: skip
     assert said == {OLDEST}
     contributing = read("CONTRIBUTING.md")
@@ -44,7 +44,7 @@ def test_documents_name_the_tested_versions() -> None:
 
 
 def test_the_pictures_are_of_the_newest() -> None:
-    assert f"a real window of Blender {NEWEST}," in read("docs/user-guide.md")
+    assert f"a real window of Blender {NEWEST}," in read("docs/first-prop.md")
 
 
 def test_bpy_for_each_python_is_within_them() -> None:

@@ -4,7 +4,7 @@
 
 Weights do not change what a pass costs, so that nothing has to be downloaded. Each mode runs in a process of its own
 whose GPU memory is capped to that of the card the mode is meant for, half a gigabyte short (the desktop's share): what
-does not fit fails as it would there. docs/performance.md explains the columns.
+does not fit fails as it would there. docs/lab/performance.md explains the columns.
 """
 
 from __future__ import annotations

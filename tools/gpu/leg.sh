@@ -11,7 +11,7 @@
 # Two legs at once, each on a GPU: CUDA_VISIBLE_DEVICES=0 GPUS=1 LEG=/tmp/a …, and the other with its own.
 #
 # MINUTES count from the start, with the five that packs, orbits and grids take before the first step. The options of
-# the last leg, and what came of it, are in docs/training-log.md. Everything lies in ${LEG:-/tmp/im3d-leg}.
+# the last leg, and what came of it, are in docs/lab/training-log.md. Everything lies in ${LEG:-/tmp/im3d-leg}.
 set -euo pipefail
 leg=${LEG:-/tmp/im3d-leg}
 root=$(cd "$(dirname "$0")/../.." && pwd)

@@ -39,7 +39,7 @@ SHIPPED_WEIGHTS = SHIPPED / "mini"
 # Side of the views over that of the network's.
 ENLARGED = 2
 # Coverage of a first orbit's views from which a place counts as the object. Of levels from 0.3 to 0.5 this gave the
-# best mask IoU on validation props (0.757 for 0.751) at 0.1 dB, and better meshes (docs/training-log.md).
+# best mask IoU on validation props (0.757 for 0.751) at 0.1 dB, and better meshes (docs/lab/training-log.md).
 OPAQUE_FROM = 0.4
 # Rows and columns by which the decoder sees views moved. Its pattern repeats every two and four pixels; of the sets of
 # four that were tried, the mean of these is nearest to that of all.
@@ -65,7 +65,7 @@ class MiniGenerator:
 
     name = "mini"
     # Of the props that it was trained on, whose bounding spheres touch the border, the median is .79; the elevation is
-    # found best a little below, and what reaches far into the depth needs room (docs/training-log.md).
+    # found best a little below, and what reaches far into the depth needs room (docs/lab/training-log.md).
     framing = 0.75
     input_frame = 0
     can_refine = True
@@ -199,7 +199,7 @@ def sample_orbit(
 
     Renders are restarted from the same level in every step, and the estimates averaged. The network is trained to hit
     the mean of what is possible: one estimate has its noise's grain, different in every view; a ladder adds to it; the
-    mean of ten has little, so that views agree better than the first orbit's (docs/quality.md).
+    mean of ten has little, so that views agree better than the first orbit's (docs/lab/quality.md).
 
     Where texture cannot be guessed, the decoder weaves a pattern that keeps to its pixels (a perceptual loss likes it
     better than nothing). The mean of estimates of pictures that were moved by `SHIFTS` has half of it or less.

@@ -2,7 +2,7 @@
 
 Eager passes spend more than half of their time on norms, sums and copies, which a compiler fuses. Only the blocks are
 compiled, those of equal shapes once: a minute and a half the first time on a machine. torch keeps the kernels on disk,
-and a later process is ready in about ten seconds (docs/performance.md has what was measured). Recording a pass as a
+and a later process is ready in about ten seconds (docs/lab/performance.md has what was measured). Recording a pass as a
 CUDA graph as well gained a hundredth, and would nail the weights to the GPU, so it is not done.
 """
 

@@ -1,6 +1,6 @@
 """A pack of props that nobody made: training props bent out of shape, and several of them put together.
 
-A few thousand props are learnt by heart, however they are turned, scaled and lit (docs/training-log.md): what their
+A few thousand props are learnt by heart, however they are turned, scaled and lit (docs/lab/training-log.md): what their
 backs look like is recalled rather than concluded. Bent by a lattice and stood on, beside or within each other they are
 shapes that a network has not seen, with the textures and the surfaces of real ones.
 """
