@@ -101,8 +101,8 @@ class Sv3dGenerator:
     can_refine = True
     # σ_r ≈ 3.9. The paper says ten steps and no level (3.4). Half of a DDPM schedule, where pictures are usually
     # restarted, is σ ≈ 1.7; half of this ladder would be σ ≈ 16, nearly a fresh sample. In between, 3.9 still shows the
-    # shape and hides the detail that renders get wrong (docs/lab/performance.md, "Where a refinement restarts"). How SV3D's
-    # own drawings fare was not measured, for want of its weights.
+    # shape and hides the detail that renders get wrong (docs/lab/performance.md, "Where a refinement restarts"). Not
+    # measured with the real weights, which were not at hand.
     refine_noise = 0.375
 
     def __init__(
