@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "im3d needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet -e '.[blender,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[lab,blender,dev]'
 	touch $@
 
 demo: $(STAMP)

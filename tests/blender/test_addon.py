@@ -5,7 +5,9 @@ Each test runs a function of `inside.py` in a Blender process of its own.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import tomllib
 import zipfile
@@ -24,10 +26,30 @@ class TestZip:
     def test_what_it_holds(self, extension: Path) -> None:
         names = set(zipfile.ZipFile(extension).namelist())
         assert {"__init__.py", "blender_manifest.toml", "LICENSE", "im3d_blender/scene/importing.py"} <= names
-        assert {"backend/im3d/protocol.py", "backend/LICENSE", "pyproject.toml"} <= names
+        assert {"backend/im3d/shared/protocol.py", "backend/LICENSE", "pyproject.toml"} <= names
         unwanted = ("tests", "examples", "docs", "tools", "out", "runs", ".venv", ".git")
-        assert not [n for n in names if n.split("/")[0] in unwanted or "__pycache__" in n]
+        assert not [n for n in names if n.split("/")[0] in unwanted or "__pycache__" in n or "im3d_lab" in n]
         assert extension.stat().st_size < 70e6
+
+    def test_its_backend_works_without_the_lab(self, extension: Path, tmp_path: Path) -> None:
+        zipfile.ZipFile(extension).extractall(tmp_path)
+        # Without site: the development install would add this repository's own backend to the path.
+        code = (
+            f"import sys; sys.path += {[str(tmp_path / 'backend'), str(Path(np.__file__).parents[1])]}\n"
+            "from importlib.util import find_spec; import im3d.cli.main\n"
+            f"assert im3d.__file__.startswith({str(tmp_path)!r}) and find_spec('im3d_lab') is None\n"
+            "sys.exit(im3d.cli.main.main())"
+        )
+
+        def answer(*arguments: str) -> str:
+            command = [sys.executable, "-I", "-S", "-c", code, *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        assert "generate" in answer("--help")
+        facts = json.loads(answer("doctor", "--json"))
+        assert (facts["im3d"], facts["models"]["mini"]) == (im3d.__version__, "installed")
 
     def test_one_version_everywhere(self) -> None:
         manifest = tomllib.loads((ROOT / "blender_manifest.toml").read_text())
