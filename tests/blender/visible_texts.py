@@ -23,7 +23,7 @@ TABLES = {
 def visible_texts() -> dict[str, str]:
     """Each text with a file in which it stands."""
     found: dict[str, str] = {}
-    for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("install/*.py")]):
+    for path in sorted(p for p in PACKAGE.rglob("*.py") if p.parent.name != "client"):
         for text in _texts(ast.parse(path.read_text(encoding="utf-8"))):
             if any(character.isalpha() for character in text):
                 found.setdefault(text, path.name)

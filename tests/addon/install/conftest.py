@@ -58,7 +58,7 @@ def home(tmp_path: Path, uv: Path) -> Path:
 def spec(tmp_path: Path, wheels: Path, index: PackageIndex) -> Any:
     sources = tmp_path / "sources"
     (sources / "backend" / "im3d").mkdir(parents=True)
-    (sources / "im3d_blender").mkdir()
+    (sources / "im3d_blender" / "scene").mkdir(parents=True)
     (sources / "backend" / "im3d" / "__init__.py").touch()
     (sources / "backend" / "im3d" / "cli.py").write_text(CLI)
     (sources / "im3d_blender" / "scene" / "importing.py").touch()

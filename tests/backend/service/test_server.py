@@ -233,7 +233,7 @@ def test_a_remote_job_waits_for_the_worker_of_a_broken_connection(tmp_path: Path
 
 def test_a_remote_server_ends_when_its_client_is_gone_without_a_word(tmp_path: Path) -> None:
     code = (
-        "from im3d import server; from pathlib import Path; server.LOST_S = 0.1; "
+        "from im3d.service import server; from pathlib import Path; server.LOST_S = 0.1; "
         f"server.serve(['x'], 0, Path({str(tmp_path)!r}))"
     )
     client = Client([sys.executable, "-c", code])
