@@ -15,16 +15,15 @@ from im3d.core.orbit import Cameras
 from im3d.core.progress import Progress, part, silent
 from im3d.core.storage import replacing
 from im3d.mesh.fusion.field import CPU, density_field, fused_field
+from im3d.mesh.fusion.operations import operations_on
 from im3d.mesh.outline import fit_outlines
 from im3d.mesh.surface import TriangleMesh, extract_surface, simplified
 from im3d.mesh.texture.bake import atlas_texels, bake_colors, bake_normals, splat_colors, views_of_mesh
 from im3d.mesh.texture.tangents import vertex_tangents
 from im3d.mesh.texture.unwrap import UnwrappedMesh, unwrap
 from im3d.settings import MeshSettings, TextureSettings
-from im3d.splats import depth_torch
 from im3d.splats.depth import seen_directions
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.render import blending_weights
 
 FloatArray = NDArray[np.float32]
 
@@ -192,7 +191,5 @@ def texture_surface(
 
 def seen_from(gaussians: Gaussians, cameras: Cameras, device: torch.device) -> torch.Tensor:
     """`seen_directions` of splats on the CPU, from where cameras see them; the work is done on `device`."""
-    if device.type == "cpu":
-        return seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
     splats = gaussians.to(device)
-    return seen_directions(splats, cameras, depth_torch.blending_weights(splats, cameras)).cpu()
+    return seen_directions(splats, cameras, operations_on(device).blending_weights(splats, cameras)).cpu()

@@ -1,4 +1,4 @@
-"""Depth maps of Gaussians, as surface extraction wants them.
+"""Depth maps of Gaussians, as surface extraction wants them; `depth_numba` and `depth_torch` render them.
 
 The median depth is where half of a pixel's light is stopped: unlike the expected depth it does not lie between a front
 and a back surface. Within one flat splat the depth varies over its footprint; taking the conditional mean of z at each
@@ -7,150 +7,71 @@ pixel instead of the centre's z keeps slanted surfaces smooth.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange
-from numpy.typing import NDArray
 from torch import Tensor
 
 from im3d.core.orbit import Cameras
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.rasterizers.project import camera_covariance
-from im3d.splats.rasterizers.project_numba import project_fused
-from im3d.splats.rasterizers.rasterize_numba import (
-    CHECK_EVERY,
-    MAX_ALPHA,
-    MAX_EXPONENT,
-    MIN_ALPHA,
-    TILE,
-    balanced,
-    bin_tiles,
-    falloff,
-)
+from im3d.splats.rasterizers.project import rotation_matrices
 
-FloatArray = NDArray[np.float32]
-F32 = np.float32
-FINISHED = F32(1e-3)  # a tile is finished when every pixel lets less than this through
+FINISHED = 1e-3  # a tile is finished when the transmittance of all of its pixels is below this
 
 
 @dataclass(frozen=True)
 class DepthMaps:
-    """C depth maps.
+    """C depth maps of S × S pixels, float32, on one device.
 
     Attributes:
-        depth: (C, S, S) median depth along the optical axis; 0 where less than half of the light is stopped.
-        alpha: (C, S, S) coverage.
+        depth: (C, S, S) median depth along the optical axis in world units; 0 where less than half of the light is
+            stopped.
+        alpha: (C, S, S) coverage in [0, 1].
         facing: (C, S, S) mean cosine between the view and the direction from which the splats were seen by the input
             views: below 0, this camera looks at the back of what they saw.
     """
 
-    depth: FloatArray
-    alpha: FloatArray
-    facing: FloatArray
+    depth: Tensor
+    alpha: Tensor
+    facing: Tensor
 
 
-def median_depth(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> DepthMaps:
-    """Renders depth maps on the CPU.
+def depth_slopes(gaussians: Gaussians, conics: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """How a splat's conditional mean depth varies over its footprint.
 
     Args:
-        gaussians: On the CPU.
+        gaussians: N splats.
+        conics: (C, N, 3) inverse covariances on the screen, as projected.
         cameras: C cameras.
-        seen_from: (N, 3) mean unit direction from each splat to the input cameras that see it.
+
+    Returns:
+        (C, N, 2) change of depth per pixel in x and y, and (C, N) two standard deviations of the depth, the most that
+        it may deviate from the centre's. World units.
     """
-    size = cameras.size
-    depth, alpha, facing = (np.zeros((len(cameras), size, size), np.float32) for _ in range(3))
-    centres = torch.from_numpy(cameras.centres)
-    with torch.no_grad():
-        for k in range(len(cameras)):
-            projected = project_fused(gaussians, cameras, k)
-            tiles = bin_tiles(projected, size)
-            slope, thickness = _depth_slope(gaussians, projected.conics, cameras, k)
-            cosine = (F.normalize(centres[k] - gaussians.means, dim=1) * seen_from).sum(dim=1)
-            arrays = (
-                projected.means2d, projected.conics, gaussians.opacities, projected.extents, projected.depths, slope,
-                thickness, cosine,
-            )  # fmt: skip
-            _depth_kernel(
-                *(t.contiguous().numpy() for t in arrays), tiles.offsets, tiles.splats, tiles.per_side,
-                balanced(np.diff(tiles.offsets)), size, depth[k], alpha[k], facing[k],
-            )  # fmt: skip
-    return DepthMaps(depth, alpha, facing)
-
-
-def _depth_slope(gaussians: Gaussians, conics: Tensor, cameras: Cameras, k: int) -> tuple[Tensor, Tensor]:
-    """Change of a splat's conditional mean depth per pixel (N, 2), and two standard deviations of its depth (N,)."""
-    V = torch.from_numpy(cameras.viewmats[k])
-    C = camera_covariance(gaussians, V)
-    p = gaussians.means @ V[:3, :3].T + V[:3, 3]
-    z = p[:, 2].clamp_min(1e-6)
+    V = torch.from_numpy(cameras.viewmats).to(gaussians.device)
+    c, n = len(cameras), len(gaussians)
+    px, py, pz = ((V[:, :3, :3].reshape(-1, 3) @ gaussians.means.T).view(c, 3, n) + V[:, :3, 3, None]).unbind(1)
+    # Rows of a square root of each covariance in the camera's axes; all cameras in one product.
+    root = (rotation_matrices(gaussians.quats) * gaussians.scales[:, None, :]).transpose(0, 1).reshape(3, -1)
+    x, y, z = (V[:, :3, :3].reshape(-1, 3) @ root).view(c, 3, n, 3).unbind(1)
+    xz, yz, zz = ((a * z).sum(dim=-1) for a in (x, y, z))
     # Covariance of depth with the two pixel coordinates, through the Jacobian of the perspective map.
-    with_x = cameras.focal * (C[:, 0, 2] / z - p[:, 0] / z**2 * C[:, 2, 2])
-    with_y = cameras.focal * (C[:, 1, 2] / z - p[:, 1] / z**2 * C[:, 2, 2])
-    slope = torch.stack(
-        [conics[:, 0] * with_x + conics[:, 1] * with_y, conics[:, 1] * with_x + conics[:, 2] * with_y], dim=1
-    )
-    return slope, 2 * C[:, 2, 2].clamp_min(0).sqrt()
-
-
-@njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
-def _depth_kernel(  # type: ignore[no-untyped-def]
-    means, conics, opacities, extents, depths, slope, thickness, cosine, offsets, splats, per_side, order, size,
-    depth, alpha, facing,
-):  # fmt: skip
-    """Loops over whole rows of a tile, as `rasterize_cpu._forward` does and for the same reason."""
-    for tile in prange(len(order)):
-        t = order[tile]
-        px0 = (t % per_side) * TILE
-        py0 = (t // per_side) * TILE
-        T = np.ones((TILE, TILE), np.float32)
-        median = np.zeros((TILE, TILE), np.float32)
-        turned = np.zeros((TILE, TILE), np.float32)
-        checked = 0
-        for s in range(offsets[t], offsets[t + 1]):
-            g = splats[s]
-            mx = means[g, 0] - F32(0.5) - F32(px0)
-            my = means[g, 1] - F32(0.5) - F32(py0)
-            a = F32(0.5) * conics[g, 0]
-            b = conics[g, 1]
-            c = F32(0.5) * conics[g, 2]
-            o = opacities[g]
-            z = depths[g]
-            reach = thickness[g]
-            turn = cosine[g]
-            for y in range(max(0, math.ceil(my - extents[g, 1])), min(TILE, math.floor(my + extents[g, 1]) + 1)):
-                dy = F32(y) - my
-                Ty = T[y]
-                My = median[y]
-                Fy = turned[y]
-                for x in range(TILE):
-                    dx = F32(np.int32(x)) - mx
-                    w = min(o * falloff(min((a * dx + b * dy) * dx + c * dy * dy, MAX_EXPONENT)), MAX_ALPHA)
-                    w = w if w >= MIN_ALPHA else F32(0.0)
-                    here = z + min(max(slope[g, 0] * dx + slope[g, 1] * dy, -reach), reach)
-                    My[x] = here if Ty[x] > F32(0.5) and w > F32(0.0) else My[x]
-                    Fy[x] += Ty[x] * w * turn
-                    Ty[x] -= Ty[x] * w
-            checked += 1
-            if checked == CHECK_EVERY:
-                checked = 0
-                if T.max() < FINISHED:
-                    break
-        for y in range(min(TILE, size - py0)):
-            for x in range(min(TILE, size - px0)):
-                alpha[py0 + y, px0 + x] = F32(1.0) - T[y, x]
-                depth[py0 + y, px0 + x] = median[y, x] if T[y, x] <= F32(0.5) else F32(0.0)
-                facing[py0 + y, px0 + x] = turned[y, x] / max(F32(1.0) - T[y, x], F32(1e-6))
+    depth = pz.clamp_min(1e-6)
+    with_x = cameras.focal * (xz / depth - px / depth**2 * zz)
+    with_y = cameras.focal * (yz / depth - py / depth**2 * zz)
+    aa, ab, bb = conics.unbind(-1)
+    slopes = torch.stack([aa * with_x + ab * with_y, ab * with_x + bb * with_y], dim=-1)
+    return slopes, 2 * zz.clamp_min(0).sqrt()
 
 
 def seen_directions(gaussians: Gaussians, cameras: Cameras, weights: Tensor) -> Tensor:
     """(N, 3) mean unit direction from each splat to the cameras, weighted by how much each sees of it.
 
     Args:
-        weights: (C, N) from `blending_weights`.
+        gaussians: N splats.
+        cameras: C cameras.
+        weights: (C, N) blending weights, on the device of the splats.
     """
     centres = torch.from_numpy(cameras.centres).to(gaussians.device)
     directions = F.normalize(centres[:, None] - gaussians.means, dim=-1)

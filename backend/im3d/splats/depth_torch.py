@@ -16,24 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from im3d.core.orbit import Cameras
-from im3d.splats.depth import FINISHED
+from im3d.splats.depth import FINISHED, DepthMaps, depth_slopes
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.rasterizers.project import MAX_ALPHA, MIN_ALPHA, Projected, project_views, rotation_matrices
+from im3d.splats.rasterizers.project import MAX_ALPHA, MIN_ALPHA, Projected, project_views
 from im3d.splats.rasterizers.rasterize_numba import CHECK_EVERY, MIN_TRANSMITTANCE, TILE
 
 # What is worked on at once, so that memory stays near a gigabyte: splats times cameras while they are projected, and
 # tiles while they are drawn.
 SPLATS_AT_ONCE = 2**21
 TILES_AT_ONCE = 2048
-
-
-@dataclass(frozen=True)
-class DepthTensors:
-    """`DepthMaps` as tensors on the device of the splats: depth, alpha and facing, each (C, S, S) float32."""
-
-    depth: Tensor
-    alpha: Tensor
-    facing: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,8 +75,8 @@ class _Step:
         return self.passed[:, :-1] - self.passed[:, 1:]
 
 
-def median_depth(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> DepthTensors:
-    """`im3d.splats.depth.median_depth` on the device of the splats.
+def median_depth(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> DepthMaps:
+    """`im3d.splats.depth_numba.median_depth` on the device of the splats.
 
     Equal to it but for rounding, and for the exponential: the CPU's polynomial is off by up to 2e-4. Single pixels may
     take the next splat's depth where just half of the light is stopped.
@@ -99,9 +90,9 @@ def median_depth(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> D
         parts = [_depth_maps(gaussians, part, seen_from) for part in _groups(gaussians, cameras)]
     if not parts:
         empty = gaussians.means.new_zeros(0, cameras.size, cameras.size)
-        return DepthTensors(empty, empty, empty)
+        return DepthMaps(empty, empty, empty)
     depth, alpha, facing = (torch.cat(images) for images in zip(*parts, strict=True))
-    return DepthTensors(depth, alpha, facing)
+    return DepthMaps(depth, alpha, facing)
 
 
 def blending_weights(gaussians: Gaussians, cameras: Cameras) -> Tensor:
@@ -127,7 +118,7 @@ def _depth_maps(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> tu
         turned[step.tiles] += (step.stopped * cosine[step.rows][..., None]).sum(dim=1)
         median[step.tiles] = _halved(step, median[step.tiles])
 
-    alpha = 1 - _blend(entries, float(FINISHED), add)
+    alpha = 1 - _blend(entries, FINISHED, add)
     images = (median, alpha, turned / alpha.clamp_min(1e-6))
     depth, alpha, facing = (_untiled(image, entries, len(cameras)) for image in images)
     return depth, alpha, facing
@@ -173,20 +164,11 @@ def _deal(gaussians: Gaussians, cameras: Cameras) -> _Entries:
 
 def _table(gaussians: Gaussians, projected: Projected, cameras: Cameras) -> Tensor:
     """(C, N, 10), see `_Entries`."""
-    V = torch.from_numpy(cameras.viewmats).to(gaussians.device)
-    c, n = len(cameras), len(gaussians)
-    p = (V[:, :3, :3].reshape(-1, 3) @ gaussians.means.T).view(c, 3, n) + V[:, :3, 3, None]
-    # Rows of a square root of each covariance in the camera's axes; all cameras in one product.
-    root = (rotation_matrices(gaussians.quats) * gaussians.scales[:, None, :]).transpose(0, 1).reshape(3, -1)
-    x, y, z = (V[:, :3, :3].reshape(-1, 3) @ root).view(c, 3, n, 3).unbind(1)
-    xz, yz, zz = ((a * z).sum(dim=-1) for a in (x, y, z))
-    depth = p[:, 2].clamp_min(1e-6)
-    with_x = cameras.focal * (xz / depth - p[:, 0] / depth**2 * zz)
-    with_y = cameras.focal * (yz / depth - p[:, 1] / depth**2 * zz)
+    slopes, deviations = depth_slopes(gaussians, projected.conics, cameras)
     aa, ab, bb = projected.conics.unbind(-1)
     columns = [
-        *projected.means2d.unbind(-1), 0.5 * aa, ab, 0.5 * bb, gaussians.opacities.log().expand(c, n), p[:, 2],
-        aa * with_x + ab * with_y, ab * with_x + bb * with_y, 2 * zz.clamp_min(0).sqrt(),
+        *projected.means2d.unbind(-1), 0.5 * aa, ab, 0.5 * bb, gaussians.opacities.log().expand(ab.shape),
+        projected.depths, *slopes.unbind(-1), deviations,
     ]  # fmt: skip
     return torch.stack(columns, dim=-1)
 

@@ -13,22 +13,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit, prange
+import torch.nn.functional as F
+from numba import njit
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion, binary_opening, gaussian_filter, label
+from torch import Tensor
 
 from im3d.core.images import OrbitViews
 from im3d.core.orbit import Cameras, look_at_origin
 from im3d.core.progress import Progress, silent
-from im3d.core.threads import on_all_cores
-from im3d.mesh.fusion.distance import distance_to_false
+from im3d.mesh.fusion.operations import Operations, operations_on
 from im3d.mesh.fusion.sheets import sheet_field, sheet_splats
-from im3d.mesh.fusion.silhouettes import Grid, all_signed_distances, hull_field, hull_grid
+from im3d.mesh.fusion.silhouettes import Grid, hull_grid, pixels_for, search_grid
 from im3d.settings import MeshSettings
-from im3d.splats.depth import DepthMaps, median_depth, seen_directions
+from im3d.splats.depth import DepthMaps, seen_directions
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.rasterizers.project import rotation_matrices
-from im3d.splats.render import blending_weights
 
 FloatArray = NDArray[np.float32]
 
@@ -36,6 +35,8 @@ FloatArray = NDArray[np.float32]
 # sampling.
 REFERENCE_GRID = 192
 MARGIN = 0.03  # share of the object's size kept free around it in the grid
+# The hull is exact this much farther than the truncation.
+HULL_REACH = 1.01
 # A part of the hull that a ball of this many voxels does not fit into is thin.
 THIN_VOXELS = 2
 # Its hull is widened by this much: a gap where a mask is a fraction of a pixel too narrow breaks it.
@@ -73,53 +74,75 @@ def fused_field(
         views: The views that were fitted, with their masks.
         settings: See `MeshSettings`.
         progress: Told of each of five steps.
-        device: Where the work is done: on the CPU by numba, elsewhere by torch, equal but for rounding.
+        device: Where the work is done.
 
     Raises:
         InputError: The silhouettes have no common volume.
     """
-    if device.type != "cpu":
-        from im3d.mesh.fusion import field_torch  # it builds on this module
-
-        return field_torch.fused_field(gaussians, views, settings, progress, device)
     orbit = views.orbit
     assert orbit.elevation_deg is not None
-    cameras = orbit.cameras(views.size)
-    outlines = all_signed_distances(views.rgba[..., 3], settings.slack)
-    sheets = sheet_splats(gaussians, outlines, cameras)
-    grid = hull_grid(outlines, cameras, orbit.radius, settings.grid, MARGIN, sheets.means.numpy())
-    truncation = settings.truncation * (settings.grid - 1) / (REFERENCE_GRID - 1) * grid.step
-    hull = hull_field(outlines, cameras, grid, 1.01 * truncation)
+    ops, splats, cameras = operations_on(device), gaussians.to(device), orbit.cameras(views.size)
+    grid, outlines, sheets = _framed(ops, gaussians, views, cameras, settings, device)
+    truncation = _truncation(settings, grid)
+    hull = ops.hull_field(outlines, cameras, grid, HULL_REACH * truncation)
     progress(1, 5)
 
-    seen_from = seen_directions(gaussians, cameras, blending_weights(gaussians, cameras, "cpu"))
+    seen_from = seen_directions(splats, cameras, ops.blending_weights(splats, cameras))
     if orbit.elevation_deg > LOW_ORBIT_DEG:
         low = low_cameras(orbit.elevation_deg, orbit.radius, cameras)
-        shadows = all_signed_distances(median_depth(gaussians, low, seen_from).alpha, settings.virtual_slack)
-        hull = np.maximum(hull, hull_field(shadows, low, grid, 1.01 * truncation))
+        limit = pixels_for(HULL_REACH * truncation, low, grid) + settings.virtual_slack
+        shadows, _ = ops.signed_distances(ops.median_depth(splats, low, seen_from).alpha, limit)
+        shadows -= settings.virtual_slack
+        hull = torch.maximum(hull, ops.hull_field(shadows, low, grid, HULL_REACH * truncation))
     progress(2, 5)
 
-    virtual, carves = virtual_cameras(settings.virtual_views, orbit.elevation_deg, orbit.radius, cameras)
+    virtual, virtual_carves = virtual_cameras(settings.virtual_views, orbit.elevation_deg, orbit.radius, cameras)
     everyone = Cameras(np.concatenate([cameras.viewmats, virtual.viewmats]), cameras.focal, cameras.size)
-    maps = median_depth(gaussians, everyone, seen_from)
+    carves = np.concatenate([np.ones(len(cameras), bool), virtual_carves])
+    maps = ops.median_depth(splats, everyone, seen_from)
     progress(3, 5)
-    values = _fuse(maps, everyone, len(cameras), carves, hull, grid, truncation, settings.behind)
-    values[_hollows(values, max(1, round(NECK_VOXELS * settings.grid / REFERENCE_GRID)))] = -1.0
+    values = ops.fuse(maps, everyone, len(cameras), carves, hull, grid, truncation, settings.behind)
+    values[_hollows(ops, values, max(1, round(NECK_VOXELS * settings.grid / REFERENCE_GRID)))] = -1.0
     progress(4, 5)
     if settings.blur > 0:
-        values = gaussian_filter(values, settings.blur * settings.grid / REFERENCE_GRID)
-    cut = np.clip(hull / truncation, -1, 1)
-    values = np.maximum(values, cut)
+        values = ops.smoothed(values, settings.blur * settings.grid / REFERENCE_GRID)
+    values = torch.maximum(values, (hull / truncation).clamp_(-1, 1))
     wide = hull - THIN_SLACK_PX * orbit.radius / cameras.focal
-    thin = _thin_parts(wide, gaussians, grid)
-    values[thin] = np.clip(wide[thin] / truncation, -1, 1)
+    values = torch.where(_thin_parts(ops, wide, splats, grid), (wide / truncation).clamp_(-1, 1), values)
     if len(sheets):
-        values = np.minimum(values, sheet_field(sheets, outlines, cameras, grid, truncation) / truncation)
+        flat = sheet_field(sheets, outlines.cpu().numpy(), cameras, grid, truncation) / truncation
+        values = torch.minimum(values, torch.from_numpy(flat).to(values))
     floor = _lowest_seen(maps, everyone, len(cameras))
-    below = floor - (grid.low[2] + grid.step * np.arange(grid.n))
-    values = np.maximum(values, np.clip(below / truncation, -1, 1).astype(np.float32))
+    below = torch.from_numpy(floor - (grid.low[2] + grid.step * np.arange(grid.n))).to(device)
+    values = torch.maximum(values, (below / truncation).clamp_(-1, 1).float())
     progress(5, 5)
-    return Field(values.astype(np.float32), grid)
+    return Field(values.cpu().numpy(), grid)
+
+
+def _truncation(settings: MeshSettings, grid: Grid) -> float:
+    """World units."""
+    return settings.truncation * (settings.grid - 1) / (REFERENCE_GRID - 1) * grid.step
+
+
+def _framed(
+    ops: Operations,
+    gaussians: Gaussians,
+    views: OrbitViews,
+    cameras: Cameras,
+    settings: MeshSettings,
+    device: torch.device,
+) -> tuple[Grid, Tensor, Gaussians]:
+    """The grid about the object, the outlines (C, n, n) with their slack, as exact as it needs, and the sheets."""
+    alpha = torch.from_numpy(np.ascontiguousarray(views.rgba[..., 3], np.float32)).to(device)
+    search = search_grid(cameras, views.orbit.radius)
+    outlines, exact = ops.signed_distances(alpha, pixels_for(search.step, cameras, search) + settings.slack)
+    distances = outlines.sub_(settings.slack).cpu().numpy()
+    sheets = sheet_splats(gaussians, distances, cameras)
+    grid = hull_grid(distances, cameras, views.orbit.radius, settings.grid, MARGIN, sheets.means.numpy())
+    needed = pixels_for(HULL_REACH * _truncation(settings, grid), cameras, grid) + settings.slack
+    if needed > exact:
+        outlines = ops.signed_distances(alpha, needed)[0].sub_(settings.slack)
+    return grid, outlines, sheets
 
 
 def density_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings) -> Field:
@@ -145,44 +168,43 @@ def _inverse_covariances(gaussians: Gaussians) -> FloatArray:
     return np.ascontiguousarray(inverse)
 
 
-def _hollows(values: FloatArray, neck: int) -> NDArray[np.bool_]:
-    """Free voxels that are reached from outside only through necks at most 2·`neck` voxels wide.
+def _hollows(ops: Operations, values: Tensor, neck: int) -> Tensor:
+    """Free voxels (n, n, n) that are reached from outside only through necks at most 2·`neck` voxels wide.
 
     In a dark crease the splats often leave a crack, and a hollow behind it that several views look into. It is no part
     of the object, and its walls give the mesh tunnels.
     """
-    free = np.pad(values > 0, neck + 1, constant_values=True)
-    labels, _ = label(binary_erosion(free, iterations=neck, border_value=1))
+    free = F.pad(values > 0, (neck + 1,) * 6, value=True)
     # Diagonal steps give pits their corners back; what lies in a neck itself stays free.
-    reached = binary_dilation(labels == labels[0, 0, 0], np.ones((3, 3, 3)), iterations=neck + 1)
-    hollows: NDArray[np.bool_] = free & ~reached
+    reached = ops.dilated(ops.connected_to_corner(ops.eroded(free, neck, border=True)), neck + 1, corners=True)
     inner = slice(neck + 1, -neck - 1)
-    return hollows[inner, inner, inner]
+    return (free & ~reached)[inner, inner, inner]
 
 
-def _thin_parts(hull: FloatArray, gaussians: Gaussians, grid: Grid) -> NDArray[np.bool_]:
-    """Voxels of the hull's thin parts that hold splats: rods and wires a few voxels thick.
+def _thin_parts(ops: Operations, hull: Tensor, gaussians: Gaussians, grid: Grid) -> Tensor:
+    """Voxels (n, n, n) of the hull's thin parts that hold splats: rods and wires a few voxels thick.
 
     Depth fused over many views loses what is thinner than its own blur. Where the silhouettes leave so little room,
     their hull is the object.
     """
     inside = hull < 0
-    thick = binary_dilation(binary_opening(inside, iterations=THIN_VOXELS), iterations=THIN_VOXELS)
+    thick = ops.dilated(ops.eroded(inside, THIN_VOXELS, border=False), 2 * THIN_VOXELS)
     solid = gaussians[gaussians.opacities > THIN_OPACITY]
     # A rod may be one long splat.
     longest = solid.scales.argmax(dim=1)
-    axes = rotation_matrices(solid.quats)[torch.arange(len(solid)), :, longest] * solid.scales.amax(dim=1)[:, None]
-    along = torch.linspace(-2, 2, 33)[:, None, None]
-    index = np.round(((solid.means + along * axes).reshape(-1, 3).numpy() - grid.low) / grid.step).astype(int)
-    index = index[((index >= 0) & (index < grid.n)).all(axis=1)]
-    held = np.zeros_like(inside)
+    every = torch.arange(len(solid), device=hull.device)
+    axes = rotation_matrices(solid.quats)[every, :, longest] * solid.scales.amax(dim=1)[:, None]
+    along = torch.linspace(-2, 2, 33, device=hull.device)[:, None, None]
+    points = (solid.means + along * axes).reshape(-1, 3).double()
+    index = ((points - torch.from_numpy(grid.low).to(hull.device)) / grid.step).round().long()
+    index = index[((index >= 0) & (index < grid.n)).all(dim=1)]
+    held = torch.zeros_like(inside)
     held[tuple(index.T)] = True
-    thin: NDArray[np.bool_] = inside & ~thick & binary_dilation(held, iterations=THIN_VOXELS)
-    return thin
+    return inside & ~thick & ops.dilated(held, THIN_VOXELS)
 
 
 def virtual_cameras(count: int, elevation: float, radius: float, like: Cameras) -> tuple[Cameras, NDArray[np.bool_]]:
-    """Cameras on a Fibonacci sphere, and which of them may declare space free.
+    """Cameras on a Fibonacci sphere, and which of them (count,) may carve.
 
     Free space is believed only from where the entry surfaces were seen. Below a flat orbit neither top nor bottom was:
     steep cameras would look into the open shell and carve a sponge, so their elevations are halved.
@@ -205,110 +227,22 @@ def low_cameras(elevation: float, radius: float, like: Cameras, count: int = 16)
 
 
 def _lowest_seen(maps: DepthMaps, cameras: Cameras, real: int) -> float:
-    """Height of the lowest surface any input view saw, a little below it: nothing is built under it."""
+    """Height of the lowest surface that any input view saw, a little below it: nothing is built under it.
+
+    Stray points do not count. −∞ where nothing was seen.
+    """
     heights = []
     for k in range(real):
-        rows, columns = np.nonzero((maps.alpha[k] > SEEN_ALPHA) & (maps.depth[k] > 0))
-        pixels = np.stack([columns + 0.5 - cameras.size / 2, rows + 0.5 - cameras.size / 2], axis=1) / cameras.focal
-        rays = np.concatenate([pixels, np.ones((len(pixels), 1))], axis=1)
-        points = rays * maps.depth[k][rows, columns, None] - cameras.viewmats[k, :3, 3]
-        heights.append((points @ cameras.viewmats[k, :3, :3])[:, 2])
-    return lowest_of(np.concatenate(heights) if heights else np.zeros(0))
-
-
-def lowest_of(heights: NDArray[np.float64]) -> float:
-    """A little below the lowest of (P,) heights, but for stray ones; −∞ where there is none."""
-    return float(np.quantile(heights, 0.002)) - 0.004 if len(heights) else -math.inf
-
-
-def _fuse(
-    maps: DepthMaps,
-    cameras: Cameras,
-    real: int,
-    carves: NDArray[np.bool_],
-    hull: FloatArray,
-    grid: Grid,
-    truncation: float,
-    behind: float,
-) -> FloatArray:
-    """Truncated signed distances averaged over the cameras; see `_fuse_kernel`."""
-    outside = np.stack(on_all_cores(distance_to_false, maps.alpha < 0.5)) - 0.5
-    is_real = np.arange(len(cameras)) < real
-    may_carve = np.concatenate([np.ones(real, bool), carves])
-    return _fuse_kernel(
-        maps.depth, maps.alpha, np.maximum(outside, 0).astype(np.float32), maps.facing, is_real, may_carve,
-        cameras.viewmats, cameras.focal, cameras.size, hull, grid.low, grid.step, truncation, behind,
-    )  # fmt: skip
-
-
-@njit(parallel=True, fastmath=True, cache=True)
-def _fuse_kernel(  # type: ignore[no-untyped-def]
-    depth, alpha, outside, facing, real, carves, viewmats, f, size, hull, low, step, truncation, behind
-):  # fmt: skip
-    """Weighted mean of (depth − z)/truncation, clamped to [−1, 1].
-
-    A voxel more than the truncation behind a surface gets a small vote −1 (`behind`): without it a single view that
-    sees through a crack hollows the object out. Virtual cameras vote only where they see front sides.
-    """
-    n = len(hull)
-    out = np.empty((n, n, n), np.float32)
-    for x in prange(n):
-        for y in range(n):
-            for z in range(n):
-                if hull[x, y, z] > truncation:
-                    out[x, y, z] = 1.0
-                    continue
-                p0 = low[0] + x * step
-                p1 = low[1] + y * step
-                p2 = low[2] + z * step
-                total = 0.0
-                weight = 0.0
-                for v in range(len(depth)):
-                    V = viewmats[v]
-                    pz = V[2, 0] * p0 + V[2, 1] * p1 + V[2, 2] * p2 + V[2, 3]
-                    if pz < 1e-3:
-                        continue
-                    u = f * (V[0, 0] * p0 + V[0, 1] * p1 + V[0, 2] * p2 + V[0, 3]) / pz + size / 2 - 0.5
-                    w = f * (V[1, 0] * p0 + V[1, 1] * p1 + V[1, 2] * p2 + V[1, 3]) / pz + size / 2 - 0.5
-                    iu = round(u)
-                    iw = round(w)
-                    if iu < 0 or iw < 0 or iu >= size or iw >= size:
-                        continue
-                    if alpha[v, iw, iu] < 0.5:
-                        if carves[v]:
-                            total += min(1.0, outside[v, iw, iu] * pz / f / truncation)
-                            weight += 1.0
-                        continue
-                    if not real[v] and facing[v, iw, iu] < 0.1:
-                        continue
-                    d = _depth_at(depth[v], u, w, iu, iw, size, truncation)
-                    if d <= 0.0:
-                        continue
-                    s = (d - pz) / truncation
-                    if s > -1.0:
-                        total += min(s, 1.0)
-                        weight += 1.0
-                    else:
-                        total -= behind
-                        weight += behind
-                out[x, y, z] = total / weight if weight > 0 else -1.0
-    return out
-
-
-@njit(inline="always")
-def _depth_at(depth, u, w, iu, iw, size, truncation):  # type: ignore[no-untyped-def]
-    """Bilinear depth, or the nearest pixel's where the four straddle a discontinuity."""
-    i = min(max(int(u), 0), size - 2)
-    j = min(max(int(w), 0), size - 2)
-    d00 = depth[j, i]
-    d10 = depth[j, i + 1]
-    d01 = depth[j + 1, i]
-    d11 = depth[j + 1, i + 1]
-    if max(max(d00, d10), max(d01, d11)) - min(min(d00, d10), min(d01, d11)) > truncation:
-        return depth[iw, iu]
-    a = u - i
-    b = w - j
-    return (d00 * (1 - a) + d10 * a) * (1 - b) + (d01 * (1 - a) + d11 * a) * b
+        depth = maps.depth[k].double()
+        rows, columns = ((maps.alpha[k] > SEEN_ALPHA) & (depth > 0)).nonzero().unbind(1)
+        pixels = torch.stack([columns, rows]) + 0.5 - cameras.size / 2
+        z = depth[rows, columns]
+        V = cameras.viewmats[k].astype(np.float64)
+        turn, shift = V[:3, 2].tolist(), V[:3, 3].tolist()
+        x, y = pixels / cameras.focal * z
+        heights.append(turn[0] * (x - shift[0]) + turn[1] * (y - shift[1]) + turn[2] * (z - shift[2]))
+    lowest = torch.cat(heights).cpu().numpy()
+    return float(np.quantile(lowest, 0.002)) - 0.004 if len(lowest) else -math.inf
 
 
 @njit(cache=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ FloatArray = NDArray[np.float32]
 SUBPIXELS = 4
 # Samples along each side of the blocks in which the hull's distances are taken.
 BLOCK = 4
+NEAREST = 1e-3  # points nearer to a camera than this are not judged by it
 # Samples along each side of the grids in which the object is looked for.
 COARSE = 64
 # A hull is flat when its shortest side is under this share of the longest, and it is seen edge-on when no silhouette
@@ -131,6 +133,19 @@ def search_grid(cameras: Cameras, radius: float) -> Grid:
     """The coarse grid in which `hull_grid` begins: about the origin, as far as the cameras see."""
     half = min(radius * 0.5 * cameras.size / cameras.focal * 1.05, radius * 0.9)
     return Grid.around(np.full(3, -half), np.full(3, half), COARSE)
+
+
+def pixels_for(cut: float, cameras: Cameras, grid: Grid) -> float:
+    """Pixels that `cut` world units measure at most, seen from any camera anywhere in the grid.
+
+    Where a camera stands in the grid, more than a picture's diagonal.
+    """
+    low, side = grid.low, grid.step * (grid.n - 1)
+    corners = np.array([low + side * np.array(c) for c in itertools.product((0, 1), repeat=3)])
+    nearest = float(cameras.project(corners)[..., 2].min())
+    everything = 1.5 * cameras.size
+    # One more, because between the samples distances are interpolated.
+    return min(cut * cameras.focal / nearest + 1, everything) if nearest > NEAREST else everything
 
 
 @njit(nogil=True, cache=True)

@@ -50,12 +50,6 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).view(-1, 3, 3)
 
 
-def camera_covariance(gaussians: Gaussians, viewmat: Tensor) -> Tensor:
-    """(N, 3, 3) covariances in the camera's axes."""
-    A = viewmat[:3, :3] @ (rotation_matrices(gaussians.quats) * gaussians.scales[:, None, :])
-    return A @ A.transpose(1, 2)
-
-
 def project_views(gaussians: Gaussians, cameras: Cameras) -> Projected:
     """Projects the Gaussians into all C cameras at once; gradients flow to means, quats, scales and opacities.
 
