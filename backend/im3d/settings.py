@@ -17,8 +17,6 @@ from im3d.errors import InputError
 ImageMemory = Literal["auto", "whole", "offload", "compressed"]
 Preset = Literal["draft", "standard", "paper"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
-# What may make the views; "auto" takes the best that is installed and fits.
-GENERATORS = ("auto", "files", "mini", "sv3d_u", "sv3d_p")
 
 
 class Bounds(NamedTuple):

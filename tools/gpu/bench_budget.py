@@ -37,7 +37,6 @@ from im3d.core.images import OrbitViews
 from im3d.core.memory import give_back_memory, limit_malloc_arenas
 from im3d.core.progress import silent
 from im3d.generators.base import Subject
-from im3d.generators.files import read_orbit
 from im3d.generators.sv3d.network import SV3D_P, Sv3dNetworks
 from im3d.mesh.build import build_surface, texture_surface
 from im3d.mesh.gltf import write_glb
@@ -45,6 +44,7 @@ from im3d.models.cache import MODELS
 from im3d.settings import FitSettings, preset_settings
 from im3d.splats.fit import SplatFit
 from im3d.splats.render import ready_rasterizer
+from im3d.views.files import read_provided_views
 from im3d_lab.bench.fit import random_vgg16
 
 VIEWS, SIZE, STEPS, RESTART_STEPS, ROUNDS = 16, 512, 20, 10, 2
@@ -200,7 +200,7 @@ def main() -> int:
     if not args.heaps:
         limit_malloc_arenas()  # as the worker does
     device = torch.device(args.device)
-    views = read_orbit(args.views).views
+    views = read_provided_views(args.views).views
     half = torch.float16 if device.type == "cuda" else torch.float32
     networks = random_networks(TINY if args.tiny else SV3D_P, half, args.device if args.scaling else "cpu")
     answer: dict[str, Any] = {"im3d": im3d.__version__, "compiled": args.compile, "heaps": args.heaps}

@@ -11,26 +11,18 @@ import threading
 import traceback
 from pathlib import Path
 
-from im3d.cli.run import TerminalProgress, add_run_options, cancelling
+from im3d.cli.run import TerminalProgress, add_job_options, add_run_options, cancelling, overrides_of
 from im3d.core.memory import give_back_memory, limit_malloc_arenas
 from im3d.errors import CancelledError, Im3dError, InputError
 from im3d.models.cache import MODELS
-from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
+from im3d.settings import parse_overrides, preset_settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", metavar="TABLE", help="CSV file, or a folder of pictures and of folders of views")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the job folders and of results.csv")
     rows = parser.add_argument_group("for rows that do not say otherwise")
-    rows.add_argument("--generator", choices=GENERATORS, default="auto", help="what makes the views (default: auto)")
-    rows.add_argument("--preset", choices=PRESETS, default="standard", help="quality against time (default: standard)")
-    rows.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
-    rows.add_argument("--height", type=float, default=1.0, metavar="METRES", help="height of the objects (default: 1)")
-    rows.add_argument("--faces", type=int, metavar="N", help="triangles at most")
-    rows.add_argument("--texture-size", type=int, metavar="N", help="side of the textures in pixels")
-    rows.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="change one setting of all rows"
-    )
+    add_job_options(rows)
     add_run_options(parser)
 
 
@@ -39,9 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from im3d.core.storage import make_folder
     from im3d.jobs.batch import Defaults, Row, check_results, read_table, write_results
 
-    overrides = list(args.set)
-    overrides += [f"mesh.faces={args.faces}"] if args.faces is not None else []
-    overrides += [f"texture.size={args.texture_size}"] if args.texture_size is not None else []
+    overrides = overrides_of(args)
     parse_overrides(preset_settings(args.preset), overrides)
     if not math.isfinite(args.height):
         raise InputError(f"--height is {args.height}.", "Give a finite number.")

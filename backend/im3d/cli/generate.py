@@ -7,10 +7,10 @@ import math
 import os
 from pathlib import Path
 
-from im3d.cli.run import add_run_options, run_job
+from im3d.cli.run import add_job_options, add_run_options, overrides_of, run_job
 from im3d.errors import InputError
 from im3d.jobs.job import Job, Request, default_name
-from im3d.settings import GENERATORS, PRESETS, parse_overrides, preset_settings
+from im3d.settings import parse_overrides, preset_settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,20 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--no-recenter", action="store_true", help="the picture is already framed as an orbit view")
     source.add_argument("--elevation", type=float, metavar="DEG", help="elevation of the views, when you know it")
 
-    how = parser.add_argument_group("how")
-    how.add_argument("--generator", choices=GENERATORS, default="auto", help="what makes the views (default: auto)")
-    how.add_argument("--preset", choices=PRESETS, default="standard", help="quality against time (default: standard)")
-    how.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
-    how.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="change one setting; may be repeated"
-    )
-
+    add_job_options(parser.add_argument_group("how"))
     result = parser.add_argument_group("the result")
     result.add_argument("--out", required=True, metavar="DIR", help="folder of the job")
     result.add_argument("--name", help="name of the object (default: from the prompt or the file)")
-    result.add_argument("--height", type=float, default=1.0, metavar="METRES", help="height of the object (default: 1)")
-    result.add_argument("--faces", type=int, metavar="N", help="triangles at most")
-    result.add_argument("--texture-size", type=int, metavar="N", help="side of the texture in pixels")
     result.add_argument("--blend", metavar="FILE", help="also save a .blend with the object")
     add_run_options(parser)
 
@@ -53,11 +43,7 @@ def request_from(args: argparse.Namespace) -> Request:
         InputError: Contradictory, out of range, or naming a file that is not there.
     """
     settings = preset_settings(args.preset, given_views=args.views is not None)
-    if args.faces is not None:
-        settings = parse_overrides(settings, [f"mesh.faces={args.faces}"])
-    if args.texture_size is not None:
-        settings = parse_overrides(settings, [f"texture.size={args.texture_size}"])
-    settings = parse_overrides(settings, args.set)
+    settings = parse_overrides(settings, overrides_of(args))
     for value, option in ((args.height, "--height"), (args.elevation, "--elevation")):
         if value is not None and not math.isfinite(value):
             raise InputError(f"{option} is {value}.", "Give a finite number.")

@@ -15,8 +15,29 @@ from typing import Any
 from tqdm import tqdm
 
 from im3d.errors import Im3dError
+from im3d.generators.choose import generator_names
 from im3d.jobs.job import Job
+from im3d.settings import PRESETS
 from im3d.shared.protocol import Message
+
+
+def add_job_options(group: argparse._ArgumentGroup) -> None:
+    """The options of what to make, which a single job and a batch have in common."""
+    group.add_argument("--generator", choices=generator_names(), default="auto", help="source of the orbit views")
+    group.add_argument("--preset", choices=PRESETS, default="standard", help="quality against time (default: standard)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
+    group.add_argument("--height", type=float, default=1.0, metavar="METRES", help="height of the object (default: 1)")
+    group.add_argument("--faces", type=int, metavar="N", help="upper limit of triangles")
+    group.add_argument("--texture-size", type=int, metavar="N", help="side of the texture in pixels")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="override a setting; repeatable"
+    )
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The settings that these options change, as `parse_overrides` takes them."""
+    short = {"mesh.faces": args.faces, "texture.size": args.texture_size}
+    return [f"{name}={value}" for name, value in short.items() if value is not None] + args.set
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -1,146 +1,138 @@
-"""Which generator makes the views: the one that was asked for, or the best that is installed and fits the memory.
-
-The generators are imported where they are needed: diffusers and transformers take seconds, which a job whose views are
-given should not wait for.
-"""
+"""Which generator makes the views: the one that was named, or the best that is installed and fits the memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from im3d.errors import InputError, ModelError
-from im3d.generators.base import Generator
-from im3d.models.catalog import find_model, installed, require
-from im3d.models.memory_modes import MODES, free_gigabytes
-from im3d.settings import Settings
-from im3d.views.masks import Segment
+from im3d.generators import files
+from im3d.generators.base import Family, Generator, GeneratorInputs
+from im3d.generators.mini import family as mini
+from im3d.generators.sv3d import family as sv3d
+from im3d.models.catalog import models
+
+if TYPE_CHECKING:
+    import torch
+
+# In the order in which "auto" considers them.
+FAMILIES: tuple[Family, ...] = (
+    sv3d.FAMILY,
+    mini.FAMILY,
+    files.FAMILY,
+)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A generator that turns a picture into views.
+    """The generator of a job.
 
     Attributes:
-        name: "sv3d_u", "sv3d_p" or "mini".
-        reason: Why "auto" took it, a sentence; "" when it was asked for by name.
+        name: Of the generator, e.g. "mini".
+        reason: Why "auto" chose it, a sentence; "" where it was named, or where there was nothing to choose.
     """
 
     name: str
     reason: str = ""
 
 
-def choose_generator(wanted: str, device: torch.device, elevation_known: bool = False) -> Choice:
-    """The generator for a job whose source is a picture.
+def generator_names() -> tuple[str, ...]:
+    """What a user may choose, "auto" first."""
+    return ("auto", *(name for family in FAMILIES for name in family.names))
 
-    "auto" takes the first of SV3D and mini that is installed and that the device holds. Of SV3D's two, `sv3d_p` goes
-    first where the elevation is known, since it can be told; `sv3d_u` otherwise. Without a GPU SV3D takes hours, and
-    runs only when it is asked for by name.
+
+def choose_generator(
+    wanted: str, device: torch.device, elevation_known: bool = False, provided_views: bool = False
+) -> Choice:
+    """The generator of a job.
+
+    For a picture, "auto" chooses the first that is installed and that the device suits: families in the order of
+    `FAMILIES`, and within a family those that take an elevation first if it is known, last if it is not.
 
     Args:
         wanted: "auto" or a name.
         device: Where it is to compute.
         elevation_known: Whether the user gave the elevation.
+        provided_views: Whether the job starts from the user's views instead of a picture.
 
     Raises:
-        InputError: There is no generator of that name.
+        InputError: There is no generator of that name, or it does not suit the source.
         ModelError: Its weights, or with "auto" all weights, are missing; the remedy downloads them.
     """
-    if wanted == "mini":
-        _require_mini()
-        return Choice("mini")
-    if wanted in ("sv3d_u", "sv3d_p"):
-        require(wanted)
-        return Choice(wanted)
+    source = "views" if provided_views else "picture"
     if wanted != "auto":
-        raise InputError(f"There is no generator {wanted}.", "Choose auto, sv3d_u, sv3d_p or mini.")
+        family = _family(wanted)
+        if family.starts_from != source:
+            raise (
+                InputError(
+                    f"{wanted} makes views of a picture, and this job starts from views.", "Choose the generator auto."
+                )
+                if provided_views
+                else InputError(
+                    f"The generator {wanted} needs the views of an orbit.", "Provide them, or choose another generator."
+                )
+            )
+        family.weights(wanted)
+        return Choice(wanted)
+    candidates = [
+        (family, name)
+        for family in FAMILIES
+        if family.starts_from == source
+        for name in sorted(family.names, key=lambda n: (n in family.takes_elevation) != elevation_known)
+    ]
     passed: list[str] = []
-    for name in ("sv3d_p", "sv3d_u") if elevation_known else ("sv3d_u", "sv3d_p"):
-        obstacle = _sv3d_obstacle(name, device)
+    some_installed = False
+    for family, name in candidates:
+        try:
+            family.weights(name)
+        except ModelError:
+            passed.append(f"{name} is not installed")
+            continue
+        some_installed = True
+        obstacle = family.obstacle(name, device)
         if obstacle is None:
-            return Choice(name, _reason(name, passed))
-        passed.append(obstacle)
-    try:
-        _require_mini()
-    except ModelError as error:
-        raise _nothing_fits(passed, device) from error
-    return Choice("mini", _reason("mini", passed))
+            return Choice(name, "" if provided_views else _reason(name, passed))
+        passed.append(f"{name} {obstacle}")
+    if some_installed:
+        raise ModelError(
+            f"No generator that turns a picture into views can run here: {'; '.join(passed)}.",
+            "Free some memory, choose the generator by its name all the same, or provide the views of an orbit.",
+        )
+    raise _nothing_installed([name for _, name in candidates], device)
 
 
-def build_generator(
-    name: str, settings: Settings, device: torch.device, elevation_deg: float | None, segment: Segment | None
-) -> Generator:
-    """The generator of that name; its weights are read when it is first used.
-
-    Args:
-        name: As in `Choice`.
-        settings: Of the job; each generator reads its own section.
-        device: Where to compute.
-        elevation_deg: The elevation that the user gave.
-        segment: A segmentation network for drawn views whose background is not plain.
+def build_generator(name: str, inputs: GeneratorInputs) -> Generator:
+    """The generator of that name; its weights are read at its first use.
 
     Raises:
-        InputError: A setting is out of range, or names a file that is not there.
+        InputError: There is none, or a setting is out of range or names a file that is not there.
+        ModelError: Its weights are not installed.
     """
-    if name == "mini":
-        from im3d.generators.mini.generator import MiniGenerator
-
-        return MiniGenerator(device, settings.mini.steps, settings.mini.views, elevation_deg)
-    from im3d.generators.sv3d.generator import Sv3dGenerator
-
-    sv3d = settings.sv3d
-    if sv3d.finetuned and not Path(sv3d.finetuned).is_file():
-        raise InputError(f"{sv3d.finetuned} does not exist.", "Correct sv3d.finetuned, or leave it out.")
-    return Sv3dGenerator(
-        "sv3d_p" if name == "sv3d_p" else "sv3d_u",
-        device,
-        elevation_deg,
-        views=sv3d.views,
-        size=sv3d.size,
-        steps=sv3d.steps,
-        guidance=sv3d.guidance,
-        memory=sv3d.memory,
-        compiled=sv3d.compile,
-        finetuned=Path(sv3d.finetuned) if sv3d.finetuned else None,
-        segment=segment,
-    )
+    return _family(name).build(name, inputs)
 
 
-def _require_mini() -> None:
-    """Raises:
-    ModelError: Its weights are not installed.
-    """
-    from im3d.generators.mini.generator import mini_weights
-
-    mini_weights()
+def generators_with_elevation() -> list[str]:
+    """The names of those that render at any elevation they receive."""
+    return [name for family in FAMILIES for name in family.takes_elevation]
 
 
-def _sv3d_obstacle(name: str, device: torch.device) -> str | None:
-    """Why "auto" passes SV3D by, or None."""
-    if installed(name) is None:
-        return f"{name} is not installed"
-    if device.type != "cuda":
-        return f"{name} needs a GPU"
-    free, least = free_gigabytes(device), MODES[-1].needs_gb
-    return f"{name} needs {least:g} GB of free GPU memory and {free:.1f} GB are free" if free < least else None
+def _family(name: str) -> Family:
+    for family in FAMILIES:
+        if name in family.names:
+            return family
+    raise InputError(f"There is no generator {name}.", f"Choose one of: {', '.join(generator_names())}.")
 
 
 def _reason(name: str, passed: list[str]) -> str:
-    return f"{name} is the best that is installed and fits ({'; '.join(passed) or 'nothing better was passed by'})."
+    return f"{name} is the best that is installed and fits ({'; '.join(passed) or 'it is the first choice'})."
 
 
-def _nothing_fits(passed: list[str], device: torch.device) -> ModelError:
-    best = find_model("sv3d_u")
-    if installed(best.name) or installed("sv3d_p"):
-        return ModelError(
-            f"No generator that turns a picture into views can run here: {'; '.join(passed)}.",
-            "Free some memory, choose the generator by its name all the same, or bring the views of an orbit.",
-        )
-    need = "" if device.type == "cuda" else f"; it wants an NVIDIA GPU of {best.vram_gb:g} GB, which is missing here"
+def _nothing_installed(names: list[str], device: torch.device) -> ModelError:
+    """Offers the best of these that can be downloaded."""
+    best = next(models()[name] for name in names if name in models() and not models()[name].shipped)
+    need = "" if device.type == "cuda" else f"; it needs an NVIDIA GPU of {best.vram_gb:g} GB, which is missing here"
     return ModelError(
         "No generator that turns a picture into views is installed.",
-        f"Download {best.title} ({best.size}{need}), or bring the views of an orbit.",
+        f"Download {best.title} ({best.size}{need}), or provide the views of an orbit.",
         f"download {best.name}",
     )

@@ -17,9 +17,10 @@ from pathlib import Path
 from im3d.core.images import SUFFIXES
 from im3d.core.storage import translate_os_errors, write_json
 from im3d.errors import Im3dError, InputError
+from im3d.generators.choose import generator_names
 from im3d.jobs.job import Request
 from im3d.jobs.runner import explain
-from im3d.settings import GENERATORS, parse_overrides
+from im3d.settings import parse_overrides
 from im3d.shared.tables import Line, TableError, is_ours, read_lines, write_results as write_table
 
 RESULT_COLUMNS = ("row", "name", "status", "seconds", "mesh", "job", "collection", "message")
@@ -135,8 +136,8 @@ def _row(number: int, line: Line, folder: Path, defaults: Defaults) -> Row:
 def _request(line: Line, folder: Path, defaults: Defaults) -> Request:
     cells = line.cells
     generator = cells["generator"] or defaults.generator
-    if generator not in GENERATORS:
-        raise InputError(f"There is no generator {generator}.", f"Choose one of: {', '.join(GENERATORS)}.")
+    if generator not in generator_names():
+        raise InputError(f"There is no generator {generator}.", f"Choose one of: {', '.join(generator_names())}.")
     paths = {name: str((folder / cells[name]).absolute()) if cells[name] else None for name in ("image", "views")}
     request = Request.from_partial(
         {

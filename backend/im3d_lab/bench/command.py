@@ -144,11 +144,11 @@ def _measured(args: argparse.Namespace, bench: Any, on_gpu: bool) -> dict[str, A
 
 
 def _views(folder: Path | None) -> Any:
-    from im3d.generators.files import read_orbit
+    from im3d.views.files import read_provided_views
 
     if folder is None and not EXAMPLE.exists():
         raise InputError("The example orbit is not beside this installation.", "Name an orbit with --views.")
-    views = read_orbit(folder or EXAMPLE).views
+    views = read_provided_views(folder or EXAMPLE).views
     if views.orbit.elevation_deg is None or len(views.orbit) < 8:
         raise InputError("The orbit's elevation must be known, and eight views are needed.", "Use another orbit.")
     return views

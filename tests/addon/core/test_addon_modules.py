@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 
 from im3d.generators import choose
 from im3d.jobs.job import FORMAT, Request
+from im3d.models import catalog, memory_modes
 from im3d.models.catalog import models
 from im3d.settings import PRESETS
 
@@ -200,10 +201,10 @@ class TestModels:
     def test_automatic_says_what_the_backend_will_take(
         self, gpu: bool, elevation_known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(choose, "free_gigabytes", lambda device: 24.0)
+        monkeypatch.setattr(memory_modes, "free_gigabytes", lambda device: 24.0)
         for there in ((), ("sv3d_p",), ("sv3d_u",), ("sv3d_p", "sv3d_u")):
             facts = [dataclasses.replace(m, installed=m.name in (*there, "mini")) for m in read_models(tmp_path)]
-            monkeypatch.setattr(choose, "installed", lambda name, there=there: name if name in there else None)
+            monkeypatch.setattr(catalog, "installed", lambda name, there=there: name if name in there else None)
             device = torch.device("cuda" if gpu else "cpu")
             taken = choose.choose_generator("auto", device, elevation_known).name
             assert automatic(facts, gpu, elevation_known) == taken, (there, gpu, elevation_known)

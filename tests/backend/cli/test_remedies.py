@@ -17,7 +17,7 @@ from im3d.models.catalog import models, require
 PACKAGE = Path(im3d.__file__).parent
 KINDS = {kind.__name__ for kind in (Im3dError, *Im3dError.__subclasses__())}
 # What only a terminal starts: these may speak its language.
-TERMINAL = {"commands", "evaluate", "bench", "training", "cli.py", "batch.py"}
+TERMINAL = {"cli"}
 # Words that are no help where there are only buttons.
 COMMAND = re.compile(r"\bim3d (?:models|resume|generate|train|batch|doctor)\b|(?<!\w)--[a-z]|\bhf auth\b")
 

@@ -11,6 +11,7 @@ import torch
 from tiny_models import pretend_free, record
 
 from im3d.errors import InputError, ModelError
+from im3d.generators.base import GeneratorInputs
 from im3d.generators.choose import build_generator, choose_generator
 from im3d.generators.mini import generator as mini
 from im3d.models.catalog import find_model
@@ -86,7 +87,7 @@ def test_nothing_installed_names_a_command() -> None:
     # Nobody should fetch nine gigabytes to learn that his machine cannot use them.
     with pytest.raises(ModelError) as caught:
         choose_generator("auto", CPU)
-    assert "Download SV3D (9.4 GB; it wants an NVIDIA GPU of 8 GB, which is missing here)" in caught.value.hint
+    assert "Download SV3D (9.4 GB; it needs an NVIDIA GPU of 8 GB, which is missing here)" in caught.value.hint
 
 
 def test_installed_but_too_large_is_said_as_such() -> None:
@@ -101,7 +102,7 @@ def test_an_unknown_name() -> None:
         choose_generator("zero123", CPU)
 
 
-def test_jobs_with_given_views_do_not_wait_for_diffusers() -> None:
+def test_jobs_with_provided_views_do_not_wait_for_diffusers() -> None:
     code = "import sys, im3d.jobs.stages; print([m for m in ('diffusers', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -109,11 +110,11 @@ def test_jobs_with_given_views_do_not_wait_for_diffusers() -> None:
 
 def test_settings_reach_sv3d() -> None:
     settings = Settings(sv3d=Sv3dSettings(views=16, size=512, steps=7))
-    generator = build_generator("sv3d_p", settings, CPU, 30.0, None)
+    generator = build_generator("sv3d_p", GeneratorInputs(CPU, settings, elevation_deg=30.0))
     assert (generator.name, generator.size, len(generator.orbit)) == ("sv3d_p", 512, 16)
     assert generator.orbit.elevation_deg == 30
     assert generator.can_refine
     with pytest.raises(InputError, match="0 steps"):
-        build_generator("sv3d_u", Settings(sv3d=Sv3dSettings(steps=0)), CPU, None, None)
+        build_generator("sv3d_u", GeneratorInputs(CPU, Settings(sv3d=Sv3dSettings(steps=0))))
     install("mini")
-    assert build_generator("mini", settings, CPU, None, None).size == 256
+    assert build_generator("mini", GeneratorInputs(CPU, settings)).size == 256

@@ -30,7 +30,7 @@ from im3d.generators.mini import generator as mini
 from im3d.generators.mini.model import VolumeDenoiser
 from im3d.generators.sv3d import generator as sv3d, weights as sv3d_weights
 from im3d.generators.sv3d.generator import Conditioning
-from im3d.jobs import stages
+from im3d.jobs import context, stages
 from im3d.jobs.job import Job, Request
 from im3d.models.catalog import find_model
 from im3d.models.memory_modes import MODES
@@ -103,7 +103,7 @@ def test_from_a_sentence_to_an_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SDXL draws the picture, sv3d_p the views, each on random weights; everything after is the product."""
-    monkeypatch.setattr(stages, "installed_isnet", lambda device: middle)
+    monkeypatch.setattr(context, "installed_isnet", lambda device: middle)
     alive = watched_pipelines(monkeypatch)
 
     def offline(*_: object) -> None:
@@ -274,7 +274,7 @@ def test_a_resumed_job_keeps_its_generator(tmp_path: Path, picture: Path, monkey
     def nobody_asks(*_: object) -> Choice:
         raise AssertionError("the choice was made before")
 
-    monkeypatch.setattr(stages, "choose_generator", nobody_asks)
+    monkeypatch.setattr(context, "choose_generator", nobody_asks)
     again = stages.Stages(Job.open(job.folder), "cpu", None, lambda _: None)
     assert again.choice.name == again.generator.name == "mini"
     assert again.choice.reason.startswith("mini is the best")
@@ -289,8 +289,8 @@ def test_an_oracle_makes_the_loop_return_the_true_views(
     loop_only(monkeypatch)
     truth = blocky(orbit_views(64, count=K))
     oracle = Oracle(truth)
-    monkeypatch.setattr(stages, "choose_generator", lambda *_: Choice("sv3d_p"))
-    monkeypatch.setattr(stages, "build_generator", lambda *_: oracle)
+    monkeypatch.setattr(context, "choose_generator", lambda *_: Choice("sv3d_p"))
+    monkeypatch.setattr(context, "build_generator", lambda *_: oracle)
     job = new_job(tmp_path / "job", "sv3d_p", image=str(picture), elevation_deg=truth.orbit.elevation_deg)
     assert run(job)["network_calls"] == 4 + 2 + 2
     for folder in (job.folder / "views", job.work / "refine_1", job.work / "refine_2", job.folder / "refined"):
@@ -317,8 +317,8 @@ class TwoOrbits(Oracle):
 def test_a_raised_orbit_is_drawn_and_fitted_too(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop_only(monkeypatch)
     level, raised = (blocky(orbit_views(64, count=8, elevation_deg=e)) for e in (15.0, 40.0))
-    monkeypatch.setattr(stages, "choose_generator", lambda *_: Choice("sv3d_p"))
-    monkeypatch.setattr(stages, "build_generator", lambda *_: TwoOrbits(level, raised))
+    monkeypatch.setattr(context, "choose_generator", lambda *_: Choice("sv3d_p"))
+    monkeypatch.setattr(context, "build_generator", lambda *_: TwoOrbits(level, raised))
     targets: list[OrbitViews] = []
     job = new_job(tmp_path / "job", "sv3d_p", (*SMALL, "refine.raise_deg=25"), image=str(picture), elevation_deg=15.0)
     with pytest.raises(CancelledError):
@@ -390,11 +390,11 @@ class TestRefusals:
     """What cannot work is said in the first second, before anything is drawn."""
 
     def test_a_raised_orbit_by_a_generator_without_elevations(self, tmp_path: Path, picture: Path) -> None:
-        with pytest.raises(InputError, match="mini cannot draw a raised orbit"):
+        with pytest.raises(InputError, match="mini cannot render a raised orbit"):
             run(new_job(tmp_path / "job", settings=("refine.raise_deg=20",), image=str(picture)))
 
     def test_a_generator_for_views_that_are_given(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="yours are given"):
+        with pytest.raises(InputError, match="this job starts from views"):
             run(new_job(tmp_path / "job", "mini", views=str(tmp_path)))
 
     def test_views_that_show_no_common_object(
@@ -404,7 +404,7 @@ class TestRefusals:
         for k, view in enumerate(rgba):
             view[2 + 10 * k : 10 + 10 * k, (0 if k % 2 else 54) : (10 if k % 2 else 64)] = 1
         monkeypatch.setattr(sv3d.Sv3dGenerator, "generate", lambda *_: OrbitViews(rgba, Orbit.uniform(6)))
-        with pytest.raises(InputError, match="sv3d_p drew do not show one object") as caught:
+        with pytest.raises(InputError, match="sv3d_p made do not show one object") as caught:
             run(new_job(tmp_path / "job", "sv3d_p", (*SMALL, *SV3D), image=str(picture)))
         assert "another seed" in caught.value.hint
 

@@ -13,7 +13,7 @@ import torch
 from im3d.core import images
 from im3d.core.progress import Progress, part, silent
 from im3d.errors import Im3dError, InputError
-from im3d.jobs import runner, stages
+from im3d.jobs import preview, runner
 from im3d.jobs.job import Job, Request
 from im3d.jobs.job_progress import STAGES, USUAL, JobProgress, StageTimes, Step, kind, planned_steps
 from im3d.jobs.runner import StepRunner
@@ -168,11 +168,10 @@ def test_a_preview_by_other_means_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     shown: list[Path] = []
     said: list[str] = []
     rendered = SimpleNamespace(over=lambda _: [torch.zeros(4, 4, 3)])
-    monkeypatch.setattr(stages, "render", lambda *_: rendered)
-    monkeypatch.setattr(stages, "write_preview", lambda path, _: shown.append(path))
-    views = SimpleNamespace(orbit=SimpleNamespace(cameras=lambda size: [None]))
+    monkeypatch.setattr(preview, "render", lambda *_: rendered)
+    monkeypatch.setattr(preview, "write_preview", lambda path, _: shown.append(path))
+    orbit = SimpleNamespace(cameras=lambda size: [None])
     job = SimpleNamespace(folder=tmp_path, log=lambda _: None)
-    mine = SimpleNamespace(job=job, blender=None, warn=said.append, gaussians=None, views=views)
 
     def refuse(*_: object) -> None:
         raise Im3dError("Failed to denoise.")
@@ -180,10 +179,9 @@ def test_a_preview_by_other_means_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     def absent(*_: object) -> None:
         raise InputError("There is no Blender.")
 
-    monkeypatch.setattr(stages, "render_preview", refuse)
-    monkeypatch.setattr(stages, "find_blender", lambda _: None)
-    stages.Stages._write_preview(mine)  # type: ignore[arg-type]
-    monkeypatch.setattr(stages, "find_blender", absent)
-    stages.Stages._write_preview(mine)  # type: ignore[arg-type]
+    monkeypatch.setattr(preview, "render_preview", refuse)
+    for find in (lambda _: None, absent):
+        monkeypatch.setattr(preview, "find_blender", find)
+        preview.make_preview(job, None, orbit, None, said.append)  # type: ignore[arg-type]
     assert shown == [tmp_path / "preview.png"] * 2
     assert said == ["The preview shows the splats, because Blender could not render the mesh: Failed to denoise."]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from im3d.core.images import read_image
 from im3d.errors import InputError
-from im3d.generators.files import numbered, read_orbit
+from im3d.views.files import numbered, read_provided_views
 from im3d.views.video import read_turn, spaced, turned
 
 # Display matrices as phones write them: how the stored pixels have to be turned, and numpy's way to do it.
@@ -104,7 +104,7 @@ def test_a_view_in_two_formats_counts_once(tmp_path: Path) -> None:
     for k in range(8):
         disc(10 + k).save(tmp_path / f"view_{k:03d}.png")
         disc(10 + k).convert("RGB").save(tmp_path / f"view_{k:03d}.jpg")
-    brought = read_orbit(tmp_path)
+    brought = read_provided_views(tmp_path)
     assert len(brought.views.orbit) == 8
     assert brought.mask_method == "alpha"
     assert "view_000.png was used" in brought.warnings[0]

@@ -19,7 +19,7 @@ from im3d.core.images import OrbitViews
 from im3d.core.orbit import Orbit
 from im3d.core.progress import silent
 from im3d.errors import InputError, ModelError
-from im3d.generators.base import Subject
+from im3d.generators.base import GeneratorInputs, Subject
 from im3d.generators.choose import build_generator
 from im3d.generators.sv3d.generator import Sv3dGenerator
 from im3d.generators.sv3d.network import SV3D_U, empty_networks
@@ -171,9 +171,8 @@ class TestRuns:
             with pytest.raises(ModelError, match="no fine-tuned weights"):
                 load_networks(checkpoints["sv3d_u"], SMALL_U, torch.float32, torch.float32, finetuned=path)
         with pytest.raises(InputError, match="does not exist"):
-            build_generator(
-                "sv3d_u", Settings(sv3d=Sv3dSettings(finetuned=str(tmp_path / "gone"))), torch.device("cpu"), None, None
-            )
+            gone = Settings(sv3d=Sv3dSettings(finetuned=str(tmp_path / "gone")))
+            build_generator("sv3d_u", GeneratorInputs(torch.device("cpu"), gone))
         with pytest.raises(InputError, match="no state"):
             small(checkpoints).load(tmp_path)
 

@@ -20,7 +20,7 @@ from im3d.core.images import OrbitViews, premultiplied, resized
 from im3d.core.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
 from im3d.core.progress import Progress, silent
 from im3d.errors import InputError, ModelError, OutOfMemoryError
-from im3d.generators.base import Subject
+from im3d.generators.base import Subject, ViewFacts
 from im3d.generators.mini.layers import channels_last
 from im3d.generators.mini.model import VolumeDenoiser, from_model, to_model
 from im3d.generators.sampling import karras_sigmas, noised, renoised, restart_sigmas
@@ -69,6 +69,7 @@ class MiniGenerator:
     framing = 0.75
     input_frame = 0
     can_refine = True
+    takes_elevation = False
     refine_noise = 0.5
 
     def __init__(
@@ -94,8 +95,9 @@ class MiniGenerator:
         self.network_calls = 0
         self._model: VolumeDenoiser | None = None
 
-    def generate(self, subject: Subject, seed: int, progress: Progress) -> OrbitViews:
+    def generate(self, subject: Subject | None, seed: int, progress: Progress) -> OrbitViews:
         """The orbit of a subject, from noise; see `Generator.generate`."""
+        assert subject is not None
         return self._views(subject, None, None, self._steps, seed, progress)
 
     def refine(
@@ -111,6 +113,10 @@ class MiniGenerator:
         if renders.orbit.azimuths_deg != self.orbit.azimuths_deg:
             raise ValueError("the renders are not of this generator's azimuths")
         return self._views(subject, renders.resized(self._network_size), noise, steps, seed, progress)
+
+    def facts(self) -> ViewFacts:
+        """A network's; it predicts the elevation too."""
+        return ViewFacts()
 
     def release(self) -> None:
         """Frees the memory of the network; the next use reads it again, or takes it from `MODELS`."""

@@ -27,7 +27,7 @@ from im3d.core.images import OrbitViews, over, resized
 from im3d.core.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, Orbit
 from im3d.core.progress import Progress
 from im3d.errors import InputError
-from im3d.generators.base import Subject
+from im3d.generators.base import Subject, ViewFacts
 from im3d.generators.sampling import Denoiser, dpm_solver_2m, guided, karras_sigmas, noised, restart_sigmas
 from im3d.generators.sv3d import compile as sv3d_compile
 from im3d.generators.sv3d.network import (
@@ -129,6 +129,7 @@ class Sv3dGenerator:
         if name == "sv3d_p" and elevation_deg is None:
             elevation_deg = DEFAULT_ELEVATION_DEG
         self.name: str = name
+        self.takes_elevation = name == "sv3d_p"
         self.size = size
         self.orbit = Orbit.uniform(views, elevation_deg, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
@@ -144,8 +145,9 @@ class Sv3dGenerator:
         self._networks: Sv3dNetworks | None = None
         self._mode: MemoryMode | None = None
 
-    def generate(self, subject: Subject, seed: int, progress: Progress) -> OrbitViews:
+    def generate(self, subject: Subject | None, seed: int, progress: Progress) -> OrbitViews:
         """The orbit of a subject, from noise; see `Generator.generate`."""
+        assert subject is not None
         sigmas = karras_sigmas(self._steps, SIGMA_MIN, SIGMA_MAX)
         latents = torch.zeros(len(self.orbit), 4, *(2 * [self.size // LATENT_STRIDE]))
         x = noised(latents, math.sqrt(SIGMA_MAX**2 + 1), _noise_generator(seed))
@@ -167,6 +169,10 @@ class Sv3dGenerator:
         generator = _noise_generator(seed)
         start = lambda: noised(self.encode(pictures), sigmas[0], generator)  # noqa: E731 - runs once memory is arranged
         return self._views(subject, renders.orbit, start, sigmas, progress)
+
+    def facts(self) -> ViewFacts:
+        """A network's; the elevation of `sv3d_p` is the usual one where none was given."""
+        return ViewFacts(elevation_source="prior")
 
     def release(self) -> None:
         """Frees the memory of the networks; the next use reads them again, or takes them from `MODELS`."""
