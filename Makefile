@@ -1,6 +1,7 @@
 # make demo   a textured object from a picture, saved as out/demo.blend with a rendered preview;
 #             EXAMPLE=examples/football_table starts from an orbit of views instead
 # make test   lint, types and the whole test suite
+# make docs   the documentation as a web site, out/docs/index.html; links are checked
 # make test-window   the add-on in real windows of Blender 4.3 and 5.2 (Linux, as root; skipped elsewhere)
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ EXAMPLE ?= examples/refrigerator.png
 OUT ?= out
 SOURCE = $(if $(wildcard $(EXAMPLE)/orbit.json),--views,--generator mini --device cpu --image)
 
-.PHONY: demo test test-window panel-pictures test-blender lint zip repository setup clean
+.PHONY: demo docs test test-window panel-pictures test-blender lint zip repository setup clean
 
 setup: $(STAMP)
 
@@ -26,6 +27,10 @@ demo: $(STAMP)
 	rm -rf $(OUT)/demo
 	$(BIN)/im3d generate $(SOURCE) $(EXAMPLE) --out $(OUT)/demo --blend $(OUT)/demo.blend
 	@echo "open $(OUT)/demo.blend in Blender; the preview is $(OUT)/demo/preview.png"
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f tools/mkdocs.yml
+	@echo "open out/docs/index.html; to search it, run: $(BIN)/mkdocs serve -f tools/mkdocs.yml"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

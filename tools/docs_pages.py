@@ -12,14 +12,21 @@ import dataclasses
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import rooms
+
 from im3d.cli.main import COMMANDS
+from im3d.models.catalog import models
 from im3d.settings import PRESETS, Settings, allowed, preset_settings
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = re.compile(r"docs/([\w/-]*/)?([\w-]+)\.md")
 MARKER = re.compile(r"^<!-- generated: (\w+) ?(.*?) -->$", re.MULTILINE)
 
 
@@ -30,6 +37,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         "settings": settings,
         "presets": presets,
         "commands": commands,
+        "models": model_table,
+        "rooms": room_table,
         "messages": lambda *own: messages(set(own), rooms),
         "file": lambda name: (ROOT / name).read_text(encoding="utf-8"),
     }
@@ -49,6 +58,7 @@ def _sections() -> Iterator[tuple[str, str]]:
         values = getattr(Settings(), section.name)
         hints = get_type_hints(type(values), include_extras=True)
         summary, meanings = _docstring(type(values))
+        meanings = {name: PAGE.sub(r"[\2](../\1\2.md)", text) for name, text in meanings.items()}
         rows = [
             [f"`{section.name}.{name}`", _value(value), allowed(hints[name]), meanings.get(name, "")]
             for name, value in dataclasses.asdict(values).items()
@@ -84,6 +94,24 @@ def _flat(values: Settings) -> dict[str, Any]:
 
 def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def model_table() -> str:
+    """The models of models.toml."""
+    rows = [
+        [f"`{m.name}`", m.title, PURPOSES[m.purpose], m.size, f"{m.vram_gb:g} GB", f"[{m.licence}]({m.licence_url})",
+         m.commercial, "yes" if m.gated else "no"]
+        for m in models().values()
+    ]  # fmt: skip
+    return _table(["name", "title", "purpose", "download", "GPU memory", "licence", "commercial use", "account"], rows)
+
+
+PURPOSES = {
+    "orbit": "views from a picture",
+    "image": "a picture from a sentence",
+    "mask": "cuts the object out",
+    "loss": "compares renders with views",
+}
 
 
 # ---------------------------------------------------------------- commands
@@ -129,6 +157,22 @@ def _option(action: argparse.Action) -> str:
 
 def _sentence(text: str | None) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+# ---------------------------------------------------------------- rooms
+
+
+def room_table() -> str:
+    """Every package, what its docstring says of it, and which others it imports."""
+    rows = []
+    for package in rooms.PACKAGES:
+        graph = rooms.room_graph(package)
+        for name in (name for floor in reversed(rooms.floors(graph)) for name in floor):
+            knows = ", ".join(sorted(f"`{target.split('.')[1]}`" for target in graph[name])) or "nothing"
+            doc = ast.get_docstring(ast.parse(rooms.modules(package)[name].read_text(encoding="utf-8"))) or ""
+            subject = doc.split("\n\n")[0].replace("\n", " ")
+            rows.append([f"`{package}`", f"`{name.split('.')[1]}`", subject, knows])
+    return _table(["package", "room", "subject", "knows"], rows)
 
 
 # ---------------------------------------------------------------- messages
