@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from im3d.errors import InputError
+from im3d.shared.names import Preset
 
 ImageMemory = Literal["auto", "whole", "offload", "compressed"]
-Preset = Literal["draft", "standard", "paper"]
-PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 
 class Bounds(NamedTuple):

@@ -8,16 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
-# Blender sets or inherits these for its own Python; another Python would take them for its own.
-FOREIGN = (
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "PYTHONSTARTUP",
-    "PYTHONUSERBASE",
-    "VIRTUAL_ENV",
-    "CONDA_PREFIX",
-    "__PYVENV_LAUNCHER__",
-)
+from ...backend.im3d.shared.processes import environment_without_python
+
 # Every cache of the backend's libraries lies under its home, so that deleting the folder leaves nothing behind.
 CACHES = {
     "HF_HOME": "cache/huggingface",
@@ -83,7 +75,7 @@ def child_environment(home: Path, token: str = "") -> dict[str, str]:
     Args:
         token: The user's access token of the model hub, for a command that downloads; "" leaves it to his own login.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in FOREIGN}
+    environment = environment_without_python()
     environment["IM3D_HOME"] = str(home)
     environment["PYTHONUNBUFFERED"] = "1"
     environment["PYTHONUTF8"] = "1"

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ...backend.im3d.shared.names import QUEUED_FILE, REQUEST_FILE
 from . import protocol
 from .backend import Backend, Failure
 from .session_lock import SessionLock, is_alive
@@ -33,7 +34,6 @@ SILENCE_S = 1800.0
 # From asking a job to stop to its end; a step of a large model can take half a minute.
 CANCEL_S = 60.0
 ATTEMPTS = 2
-FILE = "queued.json"
 SESSIONS = ".sessions"
 
 
@@ -243,7 +243,7 @@ class JobQueue:
         self._far_failure = None
         if self._files_command is not None:
             self._send_files(waiting)
-        elif (waiting.folder / "request.json").exists():
+        elif (waiting.folder / REQUEST_FILE).exists():
             self.backend.send(protocol.message("resume", waiting.id, job=str(waiting.folder)))
         else:
             self.backend.send(protocol.message("submit", waiting.id, request=waiting.request, job=str(waiting.folder)))
@@ -408,12 +408,12 @@ class JobQueue:
             "fraction": job.fraction,
             "session": self._lock.name if self._lock is not None else "",
         }
-        temporary = job.folder / f"{FILE}.{os.getpid()}.tmp"
+        temporary = job.folder / f"{QUEUED_FILE}.{os.getpid()}.tmp"
         try:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            temporary.replace(job.folder / FILE)
+            temporary.replace(job.folder / QUEUED_FILE)
         except OSError:
-            if job.state == "waiting" and not (job.folder / FILE).exists():
+            if job.state == "waiting" and not (job.folder / QUEUED_FILE).exists():
                 raise
 
 
@@ -426,11 +426,11 @@ def new_id(name: str) -> str:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     """What was asked of the job in a folder; None when there is none. A job of the command line counts too."""
-    for name in (FILE, "request.json"):
+    for name in (QUEUED_FILE, REQUEST_FILE):
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(content, dict):
-            return content if name == FILE else {"request": content}
+            return content if name == QUEUED_FILE else {"request": content}
     return None

@@ -1,14 +1,12 @@
-"""A file that is locked as long as this process lives: tells other Blenders whose jobs are being taken care of.
-
-The operating system frees the lock when the process ends, however it ends.
-"""
+"""A file that is locked as long as this process lives: other Blenders see by it which jobs have a living session."""
 
 from __future__ import annotations
 
-import sys
 import uuid
 from pathlib import Path
 from typing import IO
+
+from ...backend.im3d.shared.locks import try_lock
 
 
 class SessionLock:
@@ -26,10 +24,10 @@ class SessionLock:
         self.name = uuid.uuid4().hex
         self._path = folder / f"{self.name}.lock"
         self._file: IO[bytes] | None = open(self._path, "ab")  # noqa: SIM115 - held open for as long as the session
-        _try_lock(self._file)
+        try_lock(self._file)
 
     def release(self) -> None:
-        """Says that this session is over."""
+        """Ends the session: the lock is free and its file is removed."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -41,7 +39,7 @@ def is_alive(folder: Path, name: str) -> bool:
     path = folder / f"{name}.lock"
     try:
         with open(path, "r+b") as file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 return True
     except FileNotFoundError:
         return False
@@ -49,18 +47,3 @@ def is_alive(folder: Path, name: str) -> bool:
         return True  # locked in a way that even opening is refused
     path.unlink(missing_ok=True)
     return False
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -1,6 +1,6 @@
 """The rows of a batch: requests made of a table's lines, and the table of how they ended. No bpy here.
 
-What a table may look like, the backend's reader says (`backend/im3d/tables.py`), which `im3d batch` has too.
+`im3d.shared.tables` defines what a table may look like, for `im3d batch` too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...backend.im3d.shared.tables import Line, TableError, is_ours, read_lines, write_results as write_table
-from .job_request import PICTURES, RequestError, make_request
+from .job_request import RequestError, make_request
 
 RESULT_COLUMNS = ("row", "key", "name", "status", "job", "message")
 
@@ -50,10 +50,10 @@ def read_table(path: Path, preset: str = "standard") -> list[Row]:
         preset: For lines that name none.
 
     Raises:
-        RequestError: No such file, not a table, a column that nobody knows, or nothing in it.
+        RequestError: No such file, not a table, a unknown column, or nothing in it.
     """
     try:
-        lines = read_lines(path, PICTURES)
+        lines = read_lines(path)
     except TableError as error:
         raise RequestError(str(error)) from error
     folder = path if path.is_dir() else path.parent
@@ -95,16 +95,8 @@ def _row(number: int, line: Line, folder: Path, preset: str) -> Row:
     try:
         if line.error is not None:
             raise RequestError(str(line.error))
-        row.request = make_request(
-            prompt=cells["prompt"],
-            image=str(folder / cells["image"]) if cells["image"] else "",
-            views=str(folder / cells["views"]) if cells["views"] else "",
-            name=cells["name"],
-            generator=cells["generator"] or "auto",
-            preset=cells["preset"] or preset,
-            seed=line.seed or 0,
-            height=1.0 if line.height is None else line.height,
-        )
+        fields = line.request(folder, preset=preset, generator="auto", seed=0, height_m=1.0)
+        row.request = make_request(height=fields.pop("height_m"), **fields)
         row.name = row.request["name"]
     except (RequestError, OSError, ValueError) as error:
         row.status, row.message = "failed", str(error)

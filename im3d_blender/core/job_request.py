@@ -1,7 +1,7 @@
 """What a job is asked to make, checked before it is queued. No bpy here.
 
-The result is what the backend keeps as request.json; it checks everything again, this is so that a mistake is said at
-once and next to the button.
+The result is what the backend keeps as request.json. The backend checks everything again; the checks here report a
+mistake at once, next to the button.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 import random
 from pathlib import Path
 from typing import Any
+
+from ...backend.im3d.shared.names import PICTURE_SUFFIXES, default_name, pictures_in
 
 # (identifier, label, description); the descriptions say what each needs.
 GENERATORS = [
@@ -25,14 +27,10 @@ PRESETS = [
     ("standard", "Standard", "For work"),
     ("paper", "Paper", "As much work as the paper spends; slowest"),
 ]
-PICTURES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".ppm"},
-)
 VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv"})
 MAX_SEED = 2**31 - 1  # as far as Blender's integer properties go
-RANDOM_SEEDS = 1_000_000  # seeds that are drawn stay below: six digits can be read out and typed again
+RANDOM_SEEDS = 1_000_000  # random seeds stay below: six digits are easy to read out and to type
 MAX_HEIGHT = 1000.0
-NAME_LENGTH = 40
 
 
 class RequestError(Exception):
@@ -66,13 +64,13 @@ def make_request(
         name: Name of the object; empty takes the prompt's or the file's.
         generator: "auto" or a generator's name.
         preset: One of `PRESETS`.
-        seed: From 0 to 2^31 - 1; None draws one.
+        seed: From 0 to 2^31 - 1; None: a random one.
         height: Metres.
         faces: Triangles at most; 0 keeps the preset's.
         texture_size: Side in pixels; 0 keeps the preset's.
         recenter: False: the picture is framed as an orbit view already.
         elevation: Degrees; None: estimated.
-        settings: More settings, "section.name=value" parted by spaces.
+        settings: More settings, "section.name=value" separated by spaces.
 
     Raises:
         RequestError: Contradictory, out of range, or naming a file that is not there.
@@ -120,15 +118,6 @@ def random_seed() -> int:
     return random.randrange(RANDOM_SEEDS)
 
 
-def default_name(prompt: str, source: str) -> str:
-    """Name of an object from its prompt or its file, cut at a word."""
-    words = prompt or (Path(source).stem if source else "")
-    words = words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # file names need not be UTF-8
-    if len(words) > NAME_LENGTH:
-        words = words[: NAME_LENGTH + 1].rsplit(" ", 1)[0][:NAME_LENGTH]
-    return words or "IM-3D object"
-
-
 def _check_choice(what: str, value: str, choices: list[str]) -> None:
     if value not in choices:
         raise RequestError(f"There is no {what} {value}; choose one of: {', '.join(choices)}.")
@@ -143,7 +132,7 @@ def _picture(text: str) -> str:
     path = Path(text).absolute()
     if not path.is_file():
         raise RequestError(f"There is no file {path}.")
-    if path.suffix.lower() not in PICTURES:
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise RequestError(f"{path.name} is not a picture that IM-3D reads.")
     return str(path)
 
@@ -151,11 +140,11 @@ def _picture(text: str) -> str:
 def _views(text: str) -> str:
     """A folder or a video; a picture stands for the folder that it is in, because file browsers choose files."""
     path = Path(text).absolute()
-    if path.is_file() and path.suffix.lower() in PICTURES - {".gif"}:
+    if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES - {".gif"}:
         path = path.parent
     if not path.exists():
         raise RequestError(f"There is no folder or video {path}.")
-    if path.is_dir() and sum(p.suffix.lower() in PICTURES for p in path.iterdir()) < 2:
+    if path.is_dir() and len(pictures_in(path)) < 2:
         raise RequestError(f"The folder {path} holds no orbit: it needs two pictures or more.")
     return str(path)
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-FILE = "placement.json"
+from ...backend.im3d.shared.names import PLACEMENT_FILE
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Placement:
     def write(self, folder: Path) -> None:
         """Writes it into the job folder, which may not exist yet."""
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{FILE}.part"
+        part = folder / f"{PLACEMENT_FILE}.part"
         part.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        os.replace(part, folder / FILE)
+        os.replace(part, folder / PLACEMENT_FILE)
 
 
 def read_placement(folder: Path) -> Placement | None:
     """The placement of a job, None when it was not asked for from Blender."""
     try:
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        data = json.loads((folder / PLACEMENT_FILE).read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             return None
         known = {f.name: data[f.name] for f in dataclasses.fields(Placement) if f.name in data}

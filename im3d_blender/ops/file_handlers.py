@@ -10,7 +10,8 @@ from bpy_extras import view3d_utils
 from mathutils import Vector
 from mathutils.geometry import intersect_line_plane
 
-from ..core.job_request import PICTURES, VIDEOS
+from ...backend.im3d.shared.names import PICTURE_SUFFIXES
+from ..core.job_request import VIDEOS
 
 # So many pictures at once may be the views of one object: a folder of them cannot be dropped.
 MANY = 4
@@ -28,7 +29,7 @@ class IM3D_OT_drop_pictures(bpy.types.Operator):
     directory: bpy.props.StringProperty(subtype="DIR_PATH", options={"SKIP_SAVE"})
     files: bpy.props.CollectionProperty(type=bpy.types.OperatorFileListElement, options={"SKIP_SAVE"})
     filter_glob: bpy.props.StringProperty(
-        default=";".join(f"*{suffix}" for suffix in sorted(PICTURES | VIDEOS)), options={"HIDDEN", "SKIP_SAVE"}
+        default=";".join(f"*{suffix}" for suffix in sorted(PICTURE_SUFFIXES | VIDEOS)), options={"HIDDEN", "SKIP_SAVE"}
     )
     location: bpy.props.FloatVectorProperty(subtype="TRANSLATION", options={"HIDDEN", "SKIP_SAVE"})
     one_object: bpy.props.BoolProperty(
@@ -110,7 +111,7 @@ class IM3D_FH_pictures(bpy.types.FileHandler):
     bl_idname = "IM3D_FH_pictures"
     bl_label = IM3D_OT_drop_pictures.bl_label
     bl_import_operator = IM3D_OT_drop_pictures.bl_idname
-    bl_file_extensions = ";".join(sorted(PICTURES | VIDEOS))
+    bl_file_extensions = ";".join(sorted(PICTURE_SUFFIXES | VIDEOS))
 
     @classmethod
     def poll_drop(cls, context: bpy.types.Context) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import bpy
 
+from ...backend.im3d.shared.names import default_name
 from ..client.queue import QueuedJob
 from ..core.job_request import (
     GENERATORS,
@@ -15,7 +16,6 @@ from ..core.job_request import (
     PRESETS,
     VIEWS_GENERATOR,
     RequestError,
-    default_name,
     make_request,
     random_seed,
 )

@@ -14,7 +14,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from ..core.job_request import PICTURES
+from ...backend.im3d.shared.names import PICTURE_SUFFIXES
 
 
 class PictureError(Exception):
@@ -46,7 +46,7 @@ def export_image(image: bpy.types.Image, folder: Path) -> Path:
     """
     own = Path(bpy.path.abspath(image.filepath, library=image.library)) if image.filepath else None
     is_file = image.source == "FILE" and not image.is_dirty and not image.packed_file
-    if is_file and own is not None and own.is_file() and own.suffix.lower() in PICTURES:
+    if is_file and own is not None and own.is_file() and own.suffix.lower() in PICTURE_SUFFIXES:
         return own.absolute()
     width, height = image.size
     if not (width and height) or (not image.has_data and not len(image.pixels)):
@@ -197,7 +197,7 @@ def image_from_clipboard(context: bpy.types.Context) -> bpy.types.Image:
     text = context.window_manager.clipboard.strip().strip('"')
     if text and len(text) < 4096 and "\n" not in text:
         path = Path(text.removeprefix("file://"))
-        if path.suffix.lower() in PICTURES and path.is_file():
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
             return bpy.data.images.load(str(path), check_existing=True)
     before = set(bpy.data.images)
     if context.area is not None:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import bpy
 
+from ...backend.im3d.shared.paths import home_folder as default_home
 from ..client.environment import development_python
 from ..core.job_request import GENERATORS
 from . import events
 
 # bl_ext.<repository>.im3d: Blender files an extension's preferences under its root package.
 BASE_PACKAGE = (__package__ or "").rsplit(".", 2)[0]
-
-
-def default_home() -> Path:
-    """The folder that the backend uses by default: `IM3D_HOME` or the platform's place for user data."""
-    chosen = os.environ.get("IM3D_HOME")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "im3d"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "im3d"
-    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "im3d"
 
 
 def _folders_changed(preferences: PreferenceProperties, context: bpy.types.Context) -> None:

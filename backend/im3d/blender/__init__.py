@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,11 +19,9 @@ from typing import Any
 
 from im3d.core.storage import make_folder, replacing
 from im3d.errors import DiskError, Im3dError, InputError, OutOfMemoryError
-from im3d.shared.processes import bound
+from im3d.shared.processes import bound, environment_without_python
 
 SCRIPTS = Path(__file__).parent
-# Variables of the caller's Python that would break Blender's own.
-FOREIGN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True)
@@ -158,8 +155,7 @@ def _run_script(blender: Blender, script: str, task: dict[str, Any], output: Pat
 
 def _environment(work: str) -> dict[str, str]:
     """The caller's environment without its Python's variables and without the user's Blender settings."""
-    environment = {k: v for k, v in os.environ.items() if k not in FOREIGN_VARIABLES}
-    return {**environment, "BLENDER_USER_RESOURCES": work}
+    return {**environment_without_python(), "BLENDER_USER_RESOURCES": work}
 
 
 def _failure(blender: Blender, script: str, done: subprocess.CompletedProcess[str]) -> Im3dError:

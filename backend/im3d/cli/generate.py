@@ -9,8 +9,9 @@ from pathlib import Path
 
 from im3d.cli.run import add_job_options, add_run_options, overrides_of, run_job
 from im3d.errors import InputError
-from im3d.jobs.job import Job, Request, default_name
+from im3d.jobs.job import Job, Request
 from im3d.settings import parse_overrides, preset_settings
+from im3d.shared.names import default_name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from im3d.errors import Im3dError
 from im3d.generators.choose import generator_names
 from im3d.jobs.job import Job
-from im3d.settings import PRESETS
+from im3d.shared.names import PRESETS
 from im3d.shared.protocol import Message
 
 

@@ -30,9 +30,6 @@ MIN_SIDE = 16
 LONGEST_SIDE = 1024
 # Plain raster formats. Pillow's others hand the file to external programs (EPS) or hold no single picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "TGA", "PPM")
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".ppm"},
-)
 
 # Phones' pictures, which our libraries do not read: the brands in the first bytes of the file.
 _HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1")

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from im3d.core.images import SUFFIXES
 from im3d.core.storage import translate_os_errors, write_json
 from im3d.errors import Im3dError, InputError
 from im3d.generators.choose import generator_names
@@ -79,7 +78,7 @@ def read_table(path: Path, defaults: Defaults) -> list[Row]:
         InputError: No such file, no table, an unknown column, or nothing in it.
     """
     try:
-        lines = read_lines(path, SUFFIXES)
+        lines = read_lines(path)
     except TableError as error:
         raise InputError(error.message, error.hint) from error
     folder = path if path.is_dir() else path.parent
@@ -134,22 +133,18 @@ def _row(number: int, line: Line, folder: Path, defaults: Defaults) -> Row:
 
 
 def _request(line: Line, folder: Path, defaults: Defaults) -> Request:
-    cells = line.cells
-    generator = cells["generator"] or defaults.generator
-    if generator not in generator_names():
-        raise InputError(f"There is no generator {generator}.", f"Choose one of: {', '.join(generator_names())}.")
-    paths = {name: str((folder / cells[name]).absolute()) if cells[name] else None for name in ("image", "views")}
-    request = Request.from_partial(
-        {
-            **paths,
-            "prompt": cells["prompt"],
-            "name": cells["name"] or None,
-            "preset": cells["preset"] or defaults.preset,
-            "generator": generator,
-            "seed": defaults.seed if line.seed is None else line.seed,
-            "height_m": defaults.height_m if line.height is None else line.height,
-        }
+    fields = line.request(
+        folder,
+        preset=defaults.preset,
+        generator=defaults.generator,
+        seed=defaults.seed,
+        height_m=defaults.height_m,
     )
+    if fields["generator"] not in generator_names():
+        raise InputError(
+            f"There is no generator {fields['generator']}.", f"Choose one of: {', '.join(generator_names())}."
+        )
+    request = Request.from_partial(fields)
     return dataclasses.replace(request, settings=parse_overrides(request.settings, defaults.overrides))
 
 

@@ -32,11 +32,13 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from im3d.core.storage import make_folder, require_file, strangers, translate_os_errors, write_json
 from im3d.errors import InputError
-from im3d.settings import PRESETS, Settings, finite, preset_settings, settings_from_json, shown, whole
+from im3d.settings import Settings, finite, preset_settings, settings_from_json, shown, whole
+from im3d.shared.locks import try_lock
+from im3d.shared.names import INPUT_FOLDER, PLACEMENT_FILE, PRESETS, QUEUED_FILE, REQUEST_FILE, default_name, printable
 
 FORMAT = 1
 # What the add-on leaves in a job's folder before the job is there.
-_BROUGHT = frozenset({"queued.json", "placement.json", "input"})
+_FROM_ADDON = frozenset({QUEUED_FILE, PLACEMENT_FILE, INPUT_FOLDER})
 # What the steps leave in `work`, also when they are killed; nothing else is ever removed from there.
 _WORK = re.compile(
     r"(surface|textured)\.npz|fit\.pt|refine_\d+(/raised)?|refine_\d+/(raised/)?(view_\d+\.png|orbit\.json)"
@@ -233,7 +235,7 @@ class Job:
             known = cls._same(folder, request)
             if known is not None:
                 return known
-            write_json(folder / "request.json", request.to_json())
+            write_json(folder / REQUEST_FILE, request.to_json())
             job.save()
         return job
 
@@ -244,8 +246,8 @@ class Job:
         Raises:
             InputError: Neither.
         """
-        if not os.path.exists(folder / "request.json"):
-            found = strangers(folder, _BROUGHT)
+        if not os.path.exists(folder / REQUEST_FILE):
+            found = strangers(folder, _FROM_ADDON)
             if found:
                 raise InputError(
                     f"{folder} holds files that are not a job's: {', '.join(found[:3])}{' …' if found[3:] else ''}.",
@@ -273,7 +275,7 @@ class Job:
             InputError: There is none, or its files are damaged.
         """
         try:
-            request = Request.from_json(json.loads((folder / "request.json").read_text(encoding="utf-8")))
+            request = Request.from_json(json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise InputError(f"{folder} holds no job.", "Give the folder of a job.") from error
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -356,7 +358,7 @@ class Job:
         with translate_os_errors(path):
             file = open(path, "a+b")  # noqa: SIM115 - closed below, after the lock that it carries
         try:
-            if not _try_lock(file.fileno()):
+            if not try_lock(file):
                 raise InputError(f"Another process is working on {self.folder}.", "Wait for it, or stop it first.")
             yield
         finally:
@@ -381,37 +383,7 @@ def _damaged(folder: Path) -> InputError:
     return InputError(f"The job in {folder} cannot be read.", "Start it again in another folder.")
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Takes the file's lock without waiting; the operating system frees it when the process ends."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def stage_seed(seed: int, step: str) -> int:
     """The seed of one step: independent of the others, and the same whether the job was interrupted or not."""
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def printable(text: str) -> str:
-    """Text with a mark in the place of what is not UTF-8, as it comes from file names and command lines."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def default_name(prompt: str, source: str | None) -> str:
-    """Name of an object from its prompt or its file, at most 40 characters, cut at a word."""
-    text = prompt.strip() or (Path(os.path.abspath(source)).stem if source else "")
-    words = " ".join(text.split())
-    if len(words) > 40:
-        words = words[:41].rsplit(" ", 1)[0][:40]
-    return words or "IM-3D object"

@@ -17,8 +17,8 @@ from im3d.core.storage import write_json
 from im3d.errors import Im3dError
 from im3d.jobs.job import Request
 from im3d.settings import FitSettings, RefineSettings
+from im3d.shared.names import STAGES
 
-STAGES = ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")
 # Seconds, for a machine that has not finished such a job yet.
 USUAL = dict(zip(STAGES, (3.0, 1.0, 4.0, 30.0, 5.0, 8.0, 5.0, 6.0), strict=True))
 PICTURE_SHARE = 0.9  # of the stage image, where the picture is drawn first

@@ -31,6 +31,18 @@ try:
 except OSError as error:
     sys.exit(f"{sys.argv[2]}: {error.strerror}")
 """
+# What Blender, or the shell that started it, sets for one Python, and another one would take for its own.
+_OF_PYTHON = frozenset(
+    {
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+        "PYTHONUSERBASE",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "__PYVENV_LAUNCHER__",
+    }
+)
 # For `subprocess.Popen`: the child leads a process group.
 OWN_GROUP: dict[str, Any] = {} if sys.platform == "win32" else {"process_group": 0}
 
@@ -51,6 +63,11 @@ def bound(command: Sequence[str]) -> list[str]:
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid()), program, *command[1:]]
+
+
+def environment_without_python() -> dict[str, str]:
+    """This process's environment variables, for a child that has a Python of its own."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_PYTHON}
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:

@@ -13,14 +13,17 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from .names import QUEUED_FILE, REQUEST_FILE, is_picture
 
 SOURCES = ("prompt", "image", "views")
 COLUMNS = (*SOURCES, "name", "height", "seed", "preset", "generator", "collection")
-# Files that tell the folder of a job.
-JOB_FILES = ("request.json", "queued.json")
+# Files by which the folder of a job is recognised.
+JOB_FILES = (REQUEST_FILE, QUEUED_FILE)
 # A line behind the table: inside a quote that is never closed it is not found again.
 _END = "\ue000end"
 
@@ -60,19 +63,35 @@ class Line:
         """What to call the line as long as nothing better is known."""
         return next((self.cells[c] for c in ("name", "prompt", "image", "views") if self.cells[c]), "")
 
+    def request(self, folder: Path, *, preset: str, generator: str, seed: int, height_m: float) -> dict[str, Any]:
+        """The fields of a request (see `protocol`) that the line gives, and these defaults where it gives none.
 
-def read_lines(path: Path, pictures: Collection[str]) -> list[Line]:
+        Args:
+            folder: The folder that paths in the table are relative to.
+        """
+        paths = {name: str((folder / self.cells[name]).absolute()) for name in ("image", "views") if self.cells[name]}
+        texts = {name: self.cells[name] for name in ("prompt", "name") if self.cells[name]}
+        return {
+            **paths,
+            **texts,
+            "preset": self.cells["preset"] or preset,
+            "generator": self.cells["generator"] or generator,
+            "seed": seed if self.seed is None else self.seed,
+            "height_m": height_m if self.height is None else self.height,
+        }
+
+
+def read_lines(path: Path) -> list[Line]:
     """The lines of a table; those that are wrong say so.
 
     Args:
         path: CSV file or folder.
-        pictures: Suffixes of picture files, lower case.
 
     Raises:
         TableError: No such file, no table, an unknown column, or nothing in it.
     """
     try:
-        lines = _folder_lines(path, pictures) if path.is_dir() else _csv_lines(path)
+        lines = _folder_lines(path) if path.is_dir() else _csv_lines(path)
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
     if not lines:
@@ -83,7 +102,7 @@ def read_lines(path: Path, pictures: Collection[str]) -> list[Line]:
     return lines
 
 
-def _folder_lines(folder: Path, pictures: Collection[str]) -> list[Line]:
+def _folder_lines(folder: Path) -> list[Line]:
     if any((folder / name).exists() for name in JOB_FILES):
         raise TableError(f"{folder} is the folder of a job.", "Choose a folder of pictures.")
     lines = []
@@ -91,21 +110,21 @@ def _folder_lines(folder: Path, pictures: Collection[str]) -> list[Line]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            line = _views_line(entry, pictures)
+            line = _views_line(entry)
             lines += [] if line is None else [line]
-        elif entry.suffix.lower() in pictures:
+        elif is_picture(entry.name):
             lines.append(_line({"image": entry.name}))
     return lines
 
 
-def _views_line(folder: Path, pictures: Collection[str]) -> Line | None:
+def _views_line(folder: Path) -> Line | None:
     """The line of a folder of views; None for other folders."""
     try:
         names = os.listdir(folder)
     except OSError as error:
         why = TableError(f"{folder} cannot be read: {error.strerror}.", "Check its permissions.")
         return Line({**dict.fromkeys(COLUMNS, ""), "views": folder.name}, error=why)
-    if set(JOB_FILES) & set(names) or sum(os.path.splitext(name)[1].lower() in pictures for name in names) < 2:
+    if set(JOB_FILES) & set(names) or sum(map(is_picture, names)) < 2:
         return None
     return _line({"views": folder.name})
 

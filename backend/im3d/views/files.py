@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from im3d.core.images import SUFFIXES, FloatArray, OrbitViews, read_image
+from im3d.core.images import FloatArray, OrbitViews, read_image
 from im3d.core.orbit import DEFAULT_VIEWS, Orbit
 from im3d.errors import InputError
+from im3d.shared.names import pictures_in
 from im3d.views.framing import VISIBLE
 from im3d.views.masks import Method, Segment, has_alpha
 from im3d.views.video import closes, read_turn, thumbnail
@@ -105,7 +106,7 @@ def evenly(count: int, wanted: int) -> list[int]:
 
 
 def _read_folder(folder: Path) -> tuple[list[FloatArray], Orbit, tuple[str, ...]]:
-    files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    files = pictures_in(folder)
     files = [p for p in files if p.name.startswith("view_")] or files
     files.sort(key=natural_order)
     files, warnings = _without_copies(files)

@@ -296,12 +296,13 @@ def test_the_lock_of_a_killed_session_is_free(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from session_lock import SessionLock
+import conftest
+from extension.im3d_blender.client.session_lock import SessionLock
 lock = SessionLock(Path(sys.argv[2]))
 print(lock.name, flush=True)
 time.sleep(60)
 """
-    command = [sys.executable, "-c", code, str(ROOT / "im3d_blender" / "client"), str(tmp_path)]
+    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         name = other.stdout.readline().strip()

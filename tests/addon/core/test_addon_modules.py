@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import locale
@@ -18,7 +19,7 @@ from extension.im3d_blender.client.tasks import SILENCE_S, Task, TaskState
 from extension.im3d_blender.core import exif
 from extension.im3d_blender.core.batch_table import read_table, resume, write_results
 from extension.im3d_blender.core.finished_jobs import date_text
-from extension.im3d_blender.core.job_request import RequestError, default_name, make_request
+from extension.im3d_blender.core.job_request import GENERATORS, PRESETS, VIEWS_GENERATOR, RequestError, make_request
 from extension.im3d_blender.core.model_facts import automatic, licence_of, read_models
 from extension.im3d_blender.core.placement import Placement, read_placement
 from extension.im3d_blender.state import diagnostics
@@ -28,7 +29,7 @@ from im3d.generators import choose
 from im3d.jobs.job import FORMAT, Request
 from im3d.models import catalog, memory_modes
 from im3d.models.catalog import models
-from im3d.settings import PRESETS
+from im3d.shared import names
 
 
 class TestRequest:
@@ -40,9 +41,9 @@ class TestRequest:
         assert (request.settings.mesh.faces, request.settings.fit.iterations) == (500, 9)
         assert (request.seed, request.height_m, request.elevation_deg) == (3, 0.1, None)
 
-    def test_the_presets_are_the_backends(self) -> None:
-        for preset in PRESETS:
-            assert make_request(prompt="x", preset=preset)["preset"] == preset
+    def test_presets_and_generators_are_the_backends(self) -> None:
+        assert {VIEWS_GENERATOR, *(name for name, *_ in GENERATORS)} == set(choose.generator_names())
+        assert [name for name, *_ in PRESETS] == list(names.PRESETS)
         with pytest.raises(RequestError, match="There is no preset best"):
             make_request(prompt="x", preset="best")
 
@@ -77,9 +78,23 @@ class TestRequest:
     def test_a_drawn_seed_is_another_one_each_time(self) -> None:
         assert len({make_request(prompt="x", seed=None)["seed"] for _ in range(4)}) > 1
 
-    def test_a_long_prompt_is_cut_at_a_word(self) -> None:
-        assert default_name("a " + "very " * 20 + "old chest", "") == "a very very very very very very very"
-        assert default_name("", "/a/tea pot.png") == "tea pot"
+    def test_the_name_is_the_one_that_the_backend_would_give(self, tmp_path: Path) -> None:
+        for prompt in (" two  spaces ", "a " + "very " * 20 + "old chest"):
+            given = make_request(prompt=prompt)
+            assert given["name"] == Request.from_partial({"prompt": prompt}).name
+        assert given["name"] == "a very very very very very very very"
+
+    def test_what_macos_puts_beside_a_picture_is_no_view(self, tmp_path: Path) -> None:
+        for name in ("a.png", "._a.png"):
+            (tmp_path / name).write_bytes(b"")
+        with pytest.raises(RequestError, match="two pictures or more"):
+            make_request(views=str(tmp_path))
+
+
+def test_the_panel_has_a_label_for_every_stage() -> None:
+    tree = ast.parse((Path(__file__).parents[3] / "im3d_blender" / "ui" / "queue.py").read_text(encoding="utf-8"))
+    tables = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "STAGES"]
+    assert list(ast.literal_eval(tables[0].value)) == ["send", *names.STAGES, "fetch"]
 
 
 class TestTable:

@@ -15,9 +15,10 @@ from im3d.core.progress import Progress, part, silent
 from im3d.errors import Im3dError, InputError
 from im3d.jobs import preview, runner
 from im3d.jobs.job import Job, Request
-from im3d.jobs.job_progress import STAGES, USUAL, JobProgress, StageTimes, Step, kind, planned_steps
+from im3d.jobs.job_progress import USUAL, JobProgress, StageTimes, Step, kind, planned_steps
 from im3d.jobs.runner import StepRunner
 from im3d.settings import preset_settings
+from im3d.shared.names import STAGES
 from im3d.shared.protocol import Message
 
 

@@ -17,12 +17,13 @@ from analytic import orbit_views
 from im3d.core.images import write_views
 from im3d.core.storage import make_folder, replacing, require_file, write_bytes, write_json
 from im3d.errors import DiskError, InputError
-from im3d.jobs.job import Job, Request, State, default_name, stage_seed
+from im3d.jobs.job import Job, Request, State, stage_seed
 from im3d.jobs.job_progress import JobProgress
 from im3d.jobs.runner import StepRunner
 from im3d.jobs.stages import Stages
 from im3d.pipeline import run_pipeline
-from im3d.settings import PRESETS, Settings, changed, parse_overrides, preset_settings, settings_from_json
+from im3d.settings import Settings, changed, parse_overrides, preset_settings, settings_from_json
+from im3d.shared.names import PRESETS, default_name
 
 
 def request(**changes: Any) -> Request:

@@ -20,7 +20,7 @@ WAIT_S = 60.0
 STARTERS = {
     "xatlas": """
 import numpy as np
-from im3d.mesh import unwrap
+from im3d.mesh.texture import unwrap
 from im3d.mesh.surface import TriangleMesh
 unwrap.WORKER = stand_in
 unwrap._xatlas(TriangleMesh(np.zeros((3, 3), np.float32), np.zeros((1, 3), np.int32)), 64)

@@ -10,14 +10,12 @@ import pytest
 
 from im3d.shared.tables import TableError, is_ours, read_lines, write_results
 
-PICTURES = {".png", ".jpg"}
-
 
 def lines(tmp_path: Path, text: str | bytes) -> list[tuple[str, int | None, float | None, str]]:
     """Name, seed, height and fault of every line."""
     table = tmp_path / "t.csv"
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
-    found = read_lines(table, PICTURES)
+    found = read_lines(table)
     return [(line.name, line.seed, line.height, line.error.message if line.error else "") for line in found]
 
 
@@ -67,7 +65,7 @@ def test_what_is_no_table(tmp_path: Path, text: str | bytes, words: str) -> None
 def test_a_pipe_is_no_table(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(TableError, match="a pipe"):
-        read_lines(tmp_path / "t.csv", PICTURES)
+        read_lines(tmp_path / "t.csv")
 
 
 def test_a_folder_of_pictures_and_jobs(tmp_path: Path) -> None:
@@ -77,12 +75,13 @@ def test_a_folder_of_pictures_and_jobs(tmp_path: Path) -> None:
         (tmp_path / folder / "views").mkdir(parents=True)
         for k in range(1 if folder == "one" else 3):
             (tmp_path / folder / f"view_{k}.png").touch()
+            (tmp_path / folder / f"._view_{k}.png").touch()  # as macOS puts beside each file
     (tmp_path / "job" / "request.json").touch()
     (tmp_path / "queued" / "queued.json").touch()
-    found = [(line.cells["image"], line.cells["views"]) for line in read_lines(tmp_path, PICTURES)]
+    found = [(line.cells["image"], line.cells["views"]) for line in read_lines(tmp_path)]
     assert found == [("a.JPG", ""), ("b.png", ""), (os.fsdecode(b"m_\xfc.png"), ""), ("", "orbit")]
     with pytest.raises(TableError, match="is the folder of a job"):
-        read_lines(tmp_path / "job", PICTURES)
+        read_lines(tmp_path / "job")
 
 
 class TestResults:
