@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 MAX_FRAMES = 20_000
 THUMBNAIL = 64
+# Frames that differ from the next by less than this share of a usual step stand still.
+STILL = 0.1
+# A first frame that is shown so many times longer than those after it is a still.
+LONG = 5
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,13 @@ def read_turn(file: Path, views: int, longest: int) -> tuple[list[FloatArray], t
     frames = [(frame.time, frame.thumbnail()) for frame in _frames(file)]
     if len(frames) < 2:
         raise InputError(f"{file} holds a single picture.", "Bring a turntable video, a folder of views, or a picture.")
+    first, last = moving([thumbnail for _, thumbnail in frames])
+    frames = frames[first : last + 1]
     closed = closes([thumbnail for _, thumbnail in frames])
     chosen, azimuths = spaced([time for time, _ in frames], closed, views)
     if len(chosen) < 2:
         raise InputError(f"{file} holds fewer than two different views.", "Bring a video of one full turn.")
-    wanted = set(chosen)
+    wanted = {first + index for index in chosen}
     pictures = [frame.picture(longest) for index, frame in enumerate(_frames(file)) if index in wanted]
     return pictures, azimuths
 
@@ -80,7 +86,10 @@ def spaced(times: Sequence[float | None], closed: bool, wanted: int) -> tuple[li
     steps = np.diff(t)
     if not (steps > 0).all():  # not a number included
         t, steps = np.arange(len(times), dtype=np.float64), np.ones(len(times) - 1)
-    t -= t[0]
+    # Animated pictures hold a still beginning in one long frame.
+    usual = float(np.median(steps[1:4])) if len(steps) > 1 else steps[0]
+    t -= t[1] - usual if steps[0] > LONG * usual else t[0]
+    t[0] = 0.0
     # An open turn ends one step after its last frame: a step as they are there, since phones slow down in the dark.
     turn = t[-1] if closed else t[-1] + float(np.median(steps[-3:]))
     t = t[: len(t) - closed]
@@ -90,6 +99,19 @@ def spaced(times: Sequence[float | None], closed: bool, wanted: int) -> tuple[li
         moments = turn * np.arange(wanted) / wanted
         chosen = sorted({int(np.abs(t - moment).argmin()) for moment in moments})
     return chosen, tuple(float(360 * t[index] / turn) for index in chosen)
+
+
+def moving(thumbnails: Sequence[FloatArray]) -> tuple[int, int]:
+    """The first and the last frame of the turn itself, where the video stands still before or after it.
+
+    Stillness at both ends is left alone: a plain mug whose handle is hidden there looks the same.
+    """
+    steps = np.array([_difference(a, b) for a, b in pairwise(thumbnails)])
+    turning = np.flatnonzero(steps >= STILL * np.quantile(steps, 0.75))
+    still_before, still_after = turning[0], len(steps) - 1 - turning[-1]
+    if still_before and still_after:
+        return 0, len(steps)
+    return int(still_before), len(steps) - int(still_after)
 
 
 def closes(thumbnails: Sequence[FloatArray]) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from turntables import write_video
 
 from im3d.core.images import read_image
 from im3d.errors import InputError
@@ -37,26 +34,6 @@ def quadrants() -> NDArray[np.uint8]:
     return picture
 
 
-def write_video(
-    path: Path, frames: Sequence[NDArray[np.uint8]], times: Sequence[float], matrix: tuple[int, int, int, int]
-) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for pixels, time in zip(frames, times, strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * time)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    data = bytearray(path.read_bytes())
-    a, b, c, d = (value << 16 for value in matrix)
-    at = data.index(b"tkhd") + 44
-    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    return path
-
-
 @pytest.mark.parametrize("held", MATRICES)
 def test_a_video_is_seen_as_players_show_it(held: str, tmp_path: Path) -> None:
     matrix, expected = MATRICES[held]
@@ -71,7 +48,7 @@ def test_frames_are_chosen_and_placed_by_their_times(tmp_path: Path) -> None:
     # Two seconds at 30 frames a second, then as long at 5: half a turn each.
     times = [k / 30 for k in range(60)] + [2 + k / 5 for k in range(10)]
     shades = [np.full((48, 64, 3), round(250 * time / 4), np.uint8) for time in times]
-    pictures, azimuths = read_turn(write_video(tmp_path / "v.mp4", shades, times, (1, 0, 0, 1)), 8, 1024)
+    pictures, azimuths = read_turn(write_video(tmp_path / "v.mp4", shades, times), 8, 1024)
     assert len(pictures) == 8
     seen = [360 * float(picture[..., :3].mean()) * 255 / 250 for picture in pictures]
     assert np.abs(np.array(seen) - azimuths).max() < 8
