@@ -17,7 +17,7 @@ from threading import Event
 from typing import Any
 
 from im3d.jobs.job import Job, finished_result
-from im3d.jobs.job_progress import JobProgress, StageTimes, blend_step, fit_legs, kind, planned_steps
+from im3d.jobs.job_progress import JobProgress, StageTimes, blend_step, fit_pauses, kind, planned_steps
 from im3d.jobs.runner import Listener, StepRunner, failures_recorded
 from im3d.shared.paths import home_folder
 from im3d.shared.protocol import message
@@ -69,7 +69,7 @@ def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender
         step("picture", stages.make_picture, stage="image")
     step("image", stages.make_subject)
     step("orbit", stages.make_views)
-    for number, until in enumerate(fit_legs(job.request.settings.fit, stages.refine_settings), start=1):
+    for number, until in enumerate(fit_pauses(job.request.settings.fit, stages.refine_settings), start=1):
         step(f"fit to {until}", functools.partial(stages.fit, until), stage="fit")
         if until < job.request.settings.fit.iterations:
             step(f"refine {number}", functools.partial(stages.refine, number), stage="refine")

@@ -7,6 +7,7 @@ that stand beside each field; docs/reference/settings.md lists them.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class FitSettings:
             (the paper's).
         points: Gaussians at the start.
         max_gaussians: Densification stops growing here.
-        refine_every: Steps between densify-and-prune passes.
+        densify_every: Iterations between two passes of densification and pruning (50 in the paper).
         lpips: Weight of the perceptual loss (10 in the paper).
         lpips_shrink: The perceptual loss sees pictures reduced by this whole factor: 2 costs a quarter. Taking it at
             every other step with twice the weight instead upsets the optimiser (3 dB on inconsistent views).
@@ -75,7 +76,7 @@ class FitSettings:
     init: Literal["hull", "ball"] = "hull"
     points: Annotated[int, Bounds(100, 1_000_000)] = 5000
     max_gaussians: Annotated[int, Bounds(100, 2_000_000)] = 40000
-    refine_every: Annotated[int, Bounds(1, 100_000)] = 50
+    densify_every: Annotated[int, Bounds(1, 100_000)] = 50
     lpips: Annotated[float, Bounds(0, 1000)] = 10.0
     lpips_shrink: Annotated[int, Bounds(1, 8)] = 1
     ms_ssim: Annotated[float, Bounds(0, 1000)] = 0.2
@@ -92,8 +93,8 @@ class MeshSettings:
         grid: Samples along each side of the distance field.
         faces: Triangles of the finished mesh, at most.
         truncation: Distances are trusted this far from a surface, in voxels of a 192³ grid.
-        behind: Weight of the vote "inside" far behind a surface; 0 lets a crack in one view hollow the object out, more
-            than 0.2 fills concavities.
+        occlusion_vote_weight: Weight of the vote "inside" that a depth map casts for what it does not see, far behind
+            its surface. 0 lets a crack in one view hollow the object out, more than 0.2 fills concavities.
         blur: Standard deviation of the field's smoothing, in voxels of a 192³ grid.
         slack: Pixels by which silhouettes are widened before they cut the field.
         virtual_slack: The same for silhouettes that the splats cast into low virtual cameras.
@@ -106,7 +107,7 @@ class MeshSettings:
     grid: Annotated[int, Bounds(16, 512)] = 192
     faces: Annotated[int, Bounds(100, 1_000_000)] = 20000
     truncation: Annotated[float, Bounds(0.5, 100)] = 8.0
-    behind: Annotated[float, Bounds(0, 1)] = 0.15
+    occlusion_vote_weight: Annotated[float, Bounds(0, 1)] = 0.15
     blur: Annotated[float, Bounds(0, 20)] = 1.0
     slack: Annotated[float, Bounds(0, 50)] = 0.25
     virtual_slack: Annotated[float, Bounds(0, 50)] = 0.75
@@ -141,17 +142,17 @@ class RefineSettings:
 
     Attributes:
         rounds: How often; 0 switches it off.
-        every: Fit iterations before each round.
+        interval: Iterations of the fit before each round (500 in the paper).
         noise: Share of the noise ladder that the renders are lifted to, in (0, 1]: the paper's σ_r, which it does not
             state. 0: what suits the generator.
         steps: Evaluations of the network in each round: denoising steps, or, for `mini`, restarts that are averaged.
-        raise_deg: Each round also draws a second orbit, raised by so many degrees, and the fit goes on towards both; 0
-            for none. Only `sv3d_p` can be told an elevation. Beyond the paper: views from above fix what a single ring
-            cannot see, at twice the network calls.
+        raise_deg: Each round also denoises a second orbit, raised by so many degrees, and the fit continues towards
+            both; 0 for none. Only for generators that take an elevation (`sv3d_p`). Beyond the paper: views from above
+            show what a single ring cannot see, at twice the network calls.
     """
 
     rounds: Annotated[int, Bounds(0, 100)] = 2
-    every: Annotated[int, Bounds(1, 100_000)] = 500
+    interval: Annotated[int, Bounds(1, 100_000)] = 500
     noise: Annotated[float, Bounds(0, 1)] = 0.0
     steps: Annotated[int, Bounds(1, 1000)] = 10
     raise_deg: Annotated[float, Bounds(-80, 80)] = 0.0
@@ -233,7 +234,8 @@ class Settings:
         return dataclasses.asdict(self)
 
 
-# What each preset changes. All keep the paper's losses; "paper" spends what the paper spends.
+# What each preset changes. All keep the paper's losses; "paper" is the paper as far as public models allow, see
+# docs/paper.md.
 PRESET_CHANGES: dict[Preset, dict[str, object]] = {
     "draft": {
         "fit.iterations": 500,
@@ -244,10 +246,18 @@ PRESET_CHANGES: dict[Preset, dict[str, object]] = {
         "texture.polish": 1,
     },
     "standard": {"fit.max_gaussians": 20000},
-    "paper": {"fit.ramp": 0.0},
+    "high": {"fit.ramp": 0.0},
+    "paper": {
+        "fit.size": 0,
+        "fit.init": "ball",
+        "fit.ramp": 0.0,
+        "mesh.route": "density",
+        "sv3d.views": 16,
+        "sv3d.size": 512,
+    },
 }
-# Views that the user brings show one object exactly, and colours compared pixel by pixel then give a sharper result.
-# Views that a network made disagree in detail: there the paper's perceptual loss is better. "paper" keeps to the paper.
+# Provided views show one object exactly, and colours compared pixel by pixel then give a sharper result. Views that a
+# network made disagree in detail: there the paper's perceptual loss is better.
 GIVEN_VIEWS_CHANGES: dict[str, object] = {
     "fit.lpips": 0.0,
     "fit.ms_ssim": 0.0,
@@ -266,19 +276,24 @@ GENERATED_VIEWS_CHANGES: dict[str, object] = {
 STANDARD_GENERATED_CHANGES: dict[str, object] = {
     "fit.iterations": 800,
     "fit.max_gaussians": 12000,
-    "refine.every": 330,
+    "refine.interval": 330,
+}
+
+# Old name → new name. Old ones are accepted for one version, with a note.
+RENAMED = {
+    "fit.refine_every": "fit.densify_every",
+    "mesh.behind": "mesh.occlusion_vote_weight",
+    "refine.every": "refine.interval",
 }
 
 
 def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
-    """The settings of a preset, for views that the user brings or for generated ones."""
+    """The settings of a preset, for provided views or for generated ones; "paper" is the same for both."""
     changes = dict(PRESET_CHANGES[preset])
-    if not given_views:
-        changes |= GENERATED_VIEWS_CHANGES
-        if preset == "standard":
-            changes |= STANDARD_GENERATED_CHANGES
-    elif preset != "paper":
-        changes |= GIVEN_VIEWS_CHANGES
+    if preset != "paper":
+        changes |= GIVEN_VIEWS_CHANGES if given_views else GENERATED_VIEWS_CHANGES
+    if preset == "standard" and not given_views:
+        changes |= STANDARD_GENERATED_CHANGES
     settings = Settings()
     for name, value in changes.items():
         settings = changed(settings, name, value)
@@ -305,14 +320,41 @@ def changed(settings: Settings, name: str, value: object) -> Settings:
     Raises:
         InputError: Unknown name, or a value of the wrong type.
     """
+    name = RENAMED.get(name, name)
     section_name, _, field_name = name.partition(".")
     section = getattr(settings, section_name, None)
     if section is None or field_name not in {f.name for f in dataclasses.fields(section)}:
-        known = [f"{s.name}.{f.name}" for s in dataclasses.fields(settings) for f in _fields(settings, s.name)]
-        raise InputError(f"There is no setting {name}.", f"Known settings: {', '.join(known)}.")
+        raise InputError(f"There is no setting {name}.", _suggestion(settings, name))
     hint = get_type_hints(type(section), include_extras=True)[field_name]
     section = dataclasses.replace(section, **{field_name: _converted(name, hint, value)})
     return dataclasses.replace(settings, **{section_name: section})
+
+
+def renaming_note(names: Iterable[str]) -> tuple[str, ...]:
+    """A sentence for the user where these names of settings include old ones; nothing otherwise."""
+    pairs = ", ".join(f"{name} is {RENAMED[name]} now" for name in sorted(set(names) & set(RENAMED)))
+    return (f"Settings were renamed: {pairs}. The next version does not accept the old names.",) if pairs else ()
+
+
+def override_notes(assignments: Iterable[str]) -> tuple[str, ...]:
+    """`renaming_note` of "section.name=value" texts."""
+    return renaming_note(text.partition("=")[0].strip() for text in assignments)
+
+
+def setting_names(data: object) -> list[str]:
+    """The names, "section.name", in settings as JSON has them; none where that is damaged."""
+    sections = data.items() if isinstance(data, dict) else ()
+    return [f"{section}.{name}" for section, values in sections if isinstance(values, dict) for name in values]
+
+
+def _suggestion(settings: Settings, name: str) -> str:
+    """What may have been meant by a name that does not exist."""
+    known = setting_names(settings.to_json())
+    same_field = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
+    near = same_field or difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return f"Settings belong to one of: {', '.join(s.name for s in dataclasses.fields(settings))}."
 
 
 def settings_from_json(data: object, settings: Settings | None = None) -> Settings:
@@ -332,10 +374,6 @@ def _items(name: str, data: object) -> Iterable[tuple[object, object]]:
     if not isinstance(data, dict):
         raise InputError(f"{name} cannot be {shown(data)}.", "Give an object of names and values.")
     return data.items()
-
-
-def _fields(settings: Settings, section: str) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(getattr(settings, section))
 
 
 def allowed(hint: Any) -> str:

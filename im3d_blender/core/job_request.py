@@ -25,7 +25,8 @@ VIEWS_GENERATOR = "files"
 PRESETS = [
     ("draft", "Draft", "To see whether the idea works: less than half the time of Standard, and less memory"),
     ("standard", "Standard", "For work"),
-    ("paper", "Paper", "As much work as the paper spends; slowest"),
+    ("high", "High", "More splats and iterations than Standard; slower"),
+    ("paper", "Paper", "The published method, for comparison; Standard and High make better meshes"),
 ]
 VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv"})
 MAX_SEED = 2**31 - 1  # as far as Blender's integer properties go

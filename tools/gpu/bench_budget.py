@@ -131,7 +131,7 @@ def median_ms(work: Callable[[], object], device: torch.device, repeats: int) ->
 def iteration_ms(views: OrbitViews, device: torch.device, shown: int, splats: int, size: int) -> float:
     """An iteration of the fit at so many splats; none are added."""
     settings = dataclasses.replace(
-        FIT, size=size, points=splats, max_gaussians=splats, views_per_iteration=shown, ramp=0.0, refine_every=10**9
+        FIT, size=size, points=splats, max_gaussians=splats, views_per_iteration=shown, ramp=0.0, densify_every=10**9
     )
     fit = SplatFit(views, settings, 0, device, ready_rasterizer(device), random_vgg16(device))
     fit.run(WARM_STEPS)

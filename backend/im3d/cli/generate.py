@@ -10,7 +10,7 @@ from pathlib import Path
 from im3d.cli.run import add_job_options, add_run_options, overrides_of, run_job
 from im3d.errors import InputError
 from im3d.jobs.job import Job, Request
-from im3d.settings import parse_overrides, preset_settings
+from im3d.settings import override_notes, parse_overrides, preset_settings
 from im3d.shared.names import default_name
 
 
@@ -62,6 +62,7 @@ def request_from(args: argparse.Namespace) -> Request:
         height_m=args.height,
         blend=_absolute(args.blend),
         settings=settings,
+        warnings=override_notes(args.set),
     )
     request.check_files()
     return request

@@ -19,7 +19,7 @@ from im3d.errors import Im3dError, InputError
 from im3d.generators.choose import generator_names
 from im3d.jobs.job import Request
 from im3d.jobs.runner import explain
-from im3d.settings import parse_overrides
+from im3d.settings import override_notes, parse_overrides
 from im3d.shared.tables import Line, TableError, is_ours, read_lines, write_results as write_table
 
 RESULT_COLUMNS = ("row", "name", "status", "seconds", "mesh", "job", "collection", "message")
@@ -145,7 +145,8 @@ def _request(line: Line, folder: Path, defaults: Defaults) -> Request:
             f"There is no generator {fields['generator']}.", f"Choose one of: {', '.join(generator_names())}."
         )
     request = Request.from_partial(fields)
-    return dataclasses.replace(request, settings=parse_overrides(request.settings, defaults.overrides))
+    settings = parse_overrides(request.settings, defaults.overrides)
+    return dataclasses.replace(request, settings=settings, warnings=override_notes(defaults.overrides))
 
 
 def folder_name(request: Request) -> str:

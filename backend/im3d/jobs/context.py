@@ -56,6 +56,7 @@ class JobContext:
         self._on_warning = on_warning
         for sentence in self.notes.get("warnings", []):
             on_warning(sentence)
+        self.warn(*job.request.warnings)
 
     @property
     def notes(self) -> dict[str, Any]:

@@ -32,7 +32,16 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from im3d.core.storage import make_folder, require_file, strangers, translate_os_errors, write_json
 from im3d.errors import InputError
-from im3d.settings import Settings, finite, preset_settings, settings_from_json, shown, whole
+from im3d.settings import (
+    Settings,
+    finite,
+    preset_settings,
+    renaming_note,
+    setting_names,
+    settings_from_json,
+    shown,
+    whole,
+)
 from im3d.shared.locks import try_lock
 from im3d.shared.names import INPUT_FOLDER, PLACEMENT_FILE, PRESETS, QUEUED_FILE, REQUEST_FILE, default_name, printable
 
@@ -65,6 +74,7 @@ class Request:
         height_m: Height of the object in metres.
         blend: .blend file to save the result into as well.
         settings: All settings.
+        warnings: What the user should know about the request, a sentence each; not part of it.
     """
 
     name: str
@@ -80,6 +90,7 @@ class Request:
     height_m: float = 1.0
     blend: str | None = None
     settings: Settings = field(default_factory=Settings)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in ("name", "prompt"):  # meshes, .blend files and tables hold them, all of them in UTF-8
@@ -123,7 +134,13 @@ class Request:
         return self.views is None and self.image is None
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        content = dataclasses.asdict(self)
+        return {"format": FORMAT, **{name: content[name] for name in self._parts()}}
+
+    @classmethod
+    def _parts(cls) -> list[str]:
+        """Names of what belongs to a request."""
+        return [f.name for f in dataclasses.fields(cls) if f.compare]
 
     @classmethod
     def from_partial(cls, data: Any) -> Request:
@@ -132,7 +149,7 @@ class Request:
         Raises:
             InputError: Unknown or contradictory fields, wrong types, or a file that is not there.
         """
-        known = {f.name for f in dataclasses.fields(cls)} | {"format"}
+        known = {*cls._parts(), "format"}
         if not isinstance(data, dict) or set(data) - known:
             unknown = ", ".join(sorted(set(data) - known)) if isinstance(data, dict) else type(data).__name__
             raise InputError(f"The request has an unknown part: {unknown}.", "Update the add-on or the backend.")
@@ -141,10 +158,11 @@ class Request:
         if preset not in PRESETS:
             raise InputError(f"There is no preset {preset}.", f"Choose one of: {', '.join(PRESETS)}.")
         settings = preset_settings(preset, given_views="views" in given)
-        settings = settings_from_json(data.get("settings") or {}, settings)
+        changes = data.get("settings") or {}
+        settings = settings_from_json(changes, settings)
         source_file = given.get("views") or given.get("image")
         given.setdefault("name", default_name(given.get("prompt", ""), source_file))
-        request = cls(**given, settings=settings)
+        request = cls(**given, settings=settings, warnings=renaming_note(setting_names(changes)))
         request.check_files()
         return request
 
@@ -154,9 +172,10 @@ class Request:
         try:
             if data["format"] != FORMAT:
                 raise InputError(f"The request has format {data['format']}, this version reads {FORMAT}.")
-            known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
-            settings = settings_from_json(known.pop("settings"))
-            return cls(**_typed(known), settings=settings)
+            known = {name: data[name] for name in cls._parts() if name in data}
+            stored = known.pop("settings")
+            settings, warnings = settings_from_json(stored), renaming_note(setting_names(stored))
+            return cls(**_typed(known), settings=settings, warnings=warnings)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError("The request is incomplete or damaged.", "Start the job again.") from error
 
@@ -236,6 +255,7 @@ class Job:
             if known is not None:
                 return known
             write_json(folder / REQUEST_FILE, request.to_json())
+            job.state.notes["warnings"] = list(request.warnings)
             job.save()
         return job
 

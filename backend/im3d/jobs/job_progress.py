@@ -41,15 +41,15 @@ class Step:
 def planned_steps(request: Request) -> list[Step]:
     """All steps of a job, in order; given views are not refined."""
     fit, refine = request.settings.fit, request.settings.refine
-    legs = fit_legs(fit, refine) if request.views is None else [fit.iterations]
+    pauses = fit_pauses(fit, refine) if request.views is None else [fit.iterations]
     steps = [Step("load", "load")]
     if request.only_prompt:
         steps.append(Step("picture", "image", PICTURE_SHARE))
     steps += [Step("image", "image", 1 - PICTURE_SHARE if request.only_prompt else 1.0), Step("orbit", "orbit")]
-    for number, (since, until) in enumerate(zip([0, *legs], legs, strict=False), start=1):
+    for number, (since, until) in enumerate(zip([0, *pauses], pauses, strict=False), start=1):
         steps.append(Step(f"fit to {until}", "fit", (until - since) / fit.iterations))
         if until < fit.iterations:
-            steps.append(Step(f"refine {number}", "refine", 1 / (len(legs) - 1)))
+            steps.append(Step(f"refine {number}", "refine", 1 / (len(pauses) - 1)))
     steps += [Step("splats", "fit", 0.0), Step("mesh", "mesh"), Step("texture", "texture")]
     blend = blend_step(request)
     if blend is None:
@@ -62,10 +62,10 @@ def blend_step(request: Request) -> str | None:
     return None if request.blend is None else f"blend {request.blend}"
 
 
-def fit_legs(fit: FitSettings, refine: RefineSettings) -> list[int]:
+def fit_pauses(fit: FitSettings, refine: RefineSettings) -> list[int]:
     """The iterations at which the fit pauses for a refinement round, and its end (paper 3.4: 500, 1000, 1200)."""
-    pauses = [refine.every * n for n in range(1, refine.rounds + 1)]
-    return [p for p in pauses if p < fit.iterations] + [fit.iterations]
+    rounds = [refine.interval * n for n in range(1, refine.rounds + 1)]
+    return [iteration for iteration in rounds if iteration < fit.iterations] + [fit.iterations]
 
 
 class JobProgress:

@@ -24,6 +24,7 @@ from im3d.jobs.result import result_of
 from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
 from im3d.mesh.gltf import write_glb
 from im3d.mesh.surface import TriangleMesh, mesh_stats
+from im3d.splats.losses.perceptual import perceptual_name
 from im3d.splats.ply import save_ply
 from im3d.splats.render import render
 from im3d.splats.turntable import write_turntable
@@ -56,6 +57,8 @@ class Stages(JobContext):
             raise InputError(
                 f"{generator.name} cannot render a raised orbit.", f"Leave refine.raise_deg out, or use {able}."
             )
+        if self.request.preset == "paper":
+            self._warn_of_substitutes()
         self.notes.update(
             generator=generator.name,
             generator_reason=self.choice.reason,
@@ -64,6 +67,19 @@ class Stages(JobContext):
             network_calls=0,
         )
         progress(1, 1)
+
+    def _warn_of_substitutes(self) -> None:
+        """The paper's networks that are not installed, and what does their work instead."""
+        if self.settings.fit.lpips > 0 and perceptual_name() != "lpips-vgg16":
+            self.warn(
+                "The paper's perceptual loss compares features of VGG16, which is not installed: those of "
+                "EfficientNet-Lite0 are used instead, and the result is not the paper's."
+            )
+        if self.segment is None:
+            self.warn(
+                "The paper cuts out generated views with IS-Net, which is not installed: their plain background is "
+                "removed instead."
+            )
 
     def make_picture(self, progress: Progress) -> None:
         """The picture that the prompt describes, by a text-to-image model."""

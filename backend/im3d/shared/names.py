@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
-Preset = Literal["draft", "standard", "paper"]
+Preset = Literal["draft", "standard", "high", "paper"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 # In the order in which a job begins them.
 STAGES = ("load", "image", "orbit", "fit", "refine", "mesh", "texture", "export")

@@ -29,7 +29,7 @@ LARGEST_TILT_DEG = 3.0
 
 # Small enough for two or three seconds on one core, large enough to tell elevations 5° apart.
 SCORE_FIT = FitSettings(
-    iterations=100, size=64, points=1500, max_gaussians=2500, refine_every=40, lpips=0.0, ms_ssim=0.0, rgb=1.0
+    iterations=100, size=64, points=1500, max_gaussians=2500, densify_every=40, lpips=0.0, ms_ssim=0.0, rgb=1.0
 )
 
 

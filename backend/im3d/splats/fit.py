@@ -227,7 +227,7 @@ class SplatFit:
             _adam_step(optimizer)
 
     def _densifies(self) -> bool:
-        total, every = self.settings.iterations, self.settings.refine_every
+        total, every = self.settings.iterations, self.settings.densify_every
         within = self.policy.start * total <= self.iteration <= self.policy.stop * total
         return within and self.iteration > 0 and self.iteration % every == 0
 

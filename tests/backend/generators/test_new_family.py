@@ -17,7 +17,7 @@ from im3d.errors import ModelError
 from im3d.generators import choose
 from im3d.generators.base import Family, Generator, GeneratorInputs, Subject, ViewFacts
 
-SMALL = ("fit.iterations=40", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.every=20",
+SMALL = ("fit.iterations=40", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.interval=20",
          "refine.steps=2", "refine.raise_deg=10", "mesh.grid=48", "mesh.virtual_views=4", "mesh.faces=1000",
          "mesh.outline_rounds=0", "texture.size=64", "texture.normal_map=false", "texture.polish=0",
          "fit.lpips=0")  # fmt: skip

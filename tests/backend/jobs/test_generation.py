@@ -41,8 +41,8 @@ from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
 from im3d.views import text_to_image
 
-# Small enough for seconds. The fit is in three legs with the loop's two rounds between them.
-SMALL = ("fit.iterations=24", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.every=10",
+# Small enough for seconds. The fit has three runs, with the loop's two rounds between them.
+SMALL = ("fit.iterations=24", "fit.size=48", "fit.points=600", "fit.max_gaussians=800", "refine.interval=10",
          "refine.steps=2", "mesh.grid=48", "mesh.virtual_views=4", "mesh.faces=1000", "mesh.outline_rounds=0",
          "texture.size=128", "texture.normal_map=false", "texture.polish=0", "fit.lpips_shrink=2")  # fmt: skip
 SV3D = ("sv3d.size=64", "sv3d.views=6", "sv3d.steps=2")
@@ -360,7 +360,7 @@ def test_the_paper_preset_spends_at_most_eighty_network_calls() -> None:
     refinement = settings.refine.rounds * settings.refine.steps
     assert 2 * (settings.sv3d.steps + refinement) == 80
     assert len(mini.SHIFTS) * mini.DEFAULT_STEPS + refinement <= 80
-    assert settings.refine.every * settings.refine.rounds < settings.fit.iterations == 1200
+    assert settings.refine.interval * settings.refine.rounds < settings.fit.iterations == 1200
 
 
 @pytest.mark.usefixtures("installed_models")

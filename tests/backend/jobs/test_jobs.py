@@ -11,10 +11,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 from analytic import orbit_views
 
-from im3d.core.images import write_views
+from im3d.core.images import write_png, write_views
+from im3d.core.progress import silent
 from im3d.core.storage import make_folder, replacing, require_file, write_bytes, write_json
 from im3d.errors import DiskError, InputError
 from im3d.jobs.job import Job, Request, State, stage_seed
@@ -22,7 +24,7 @@ from im3d.jobs.job_progress import JobProgress
 from im3d.jobs.runner import StepRunner
 from im3d.jobs.stages import Stages
 from im3d.pipeline import run_pipeline
-from im3d.settings import Settings, changed, parse_overrides, preset_settings, settings_from_json
+from im3d.settings import RENAMED, Settings, changed, parse_overrides, preset_settings, settings_from_json
 from im3d.shared.names import PRESETS, default_name
 
 
@@ -373,9 +375,74 @@ class TestSettings:
         assert changed(Settings(), "fit.iterations", "800.0").fit.iterations == 800
         assert changed(Settings(), "fit.iterations", 800.0).fit.iterations == 800
 
-    def test_the_known_settings_are_named(self) -> None:
-        with pytest.raises(InputError, match=r"fit\.iterations"):
-            changed(Settings(), "fit.iteration", 3)
+    @pytest.mark.parametrize(
+        ("wrong", "hint"),
+        [
+            ("fit.iteration", "Did you mean fit.iterations?"),
+            ("polish", "Did you mean texture.polish?"),
+            ("mesh.size", "Did you mean fit.size or texture.size or image.size or sv3d.size?"),
+            ("zebra", "Settings belong to one of: fit, mesh, texture, refine, image, sv3d, mini."),
+        ],
+    )
+    def test_a_misspelt_setting_answers_with_the_nearest(self, wrong: str, hint: str) -> None:
+        with pytest.raises(InputError, match=f"There is no setting {wrong}") as caught:
+            changed(Settings(), wrong, 3)
+        assert caught.value.hint == hint
+
+    def test_old_names_are_accepted_with_a_note_that_reaches_the_job(self, tmp_path: Path) -> None:
+        for old, new in RENAMED.items():
+            value = "0.1" if old == "mesh.behind" else "7"
+            section, _, name = new.partition(".")
+            settings = parse_overrides(Settings(), [f"{old}={value}"])
+            assert str(getattr(getattr(settings, section), name)) == value
+        asked = Request.from_partial({"prompt": "a mug", "settings": {"refine": {"every": 300}, "fit": {"size": 64}}})
+        assert asked.settings.refine.interval == 300
+        note = "Settings were renamed: refine.every is refine.interval now."
+        assert [w[: len(note)] for w in asked.warnings] == [note]
+        # As the worker meets it, in a process of its own.
+        Job.create(tmp_path / "job", asked)
+        heard: list[str] = []
+        Stages(Job.open(tmp_path / "job"), "cpu", None, heard.append)
+        assert heard == list(asked.warnings)
+
+    def test_the_job_of_an_earlier_version_goes_on_with_its_settings(self, tmp_path: Path) -> None:
+        """Also one of the preset that has another meaning now."""
+        data = request(preset="paper", settings=changed(preset_settings("high"), "fit.densify_every", 30)).to_json()
+        data["settings"]["fit"]["refine_every"] = data["settings"]["fit"].pop("densify_every")
+        (tmp_path / "request.json").write_text(json.dumps(data))
+        job = Job.open(tmp_path)
+        assert (job.request.settings.fit.densify_every, job.request.settings.fit.size) == (30, 256)
+        assert job.request.settings.mesh.route == "fusion"
+        heard: list[str] = []
+        again = Stages(job, "cpu", None, heard.append)
+        assert ["fit.refine_every is fit.densify_every now" in w for w in heard] == [True]
+        again.job.save()
+        Stages(Job.open(tmp_path), "cpu", None, heard.append)
+        assert len(heard) == 2  # once for each process
+
+
+class TestPaper:
+    def test_the_preset_has_the_papers_numbers_for_every_source(self) -> None:
+        """Appendix A.1 and sections 3.3 and 3.4."""
+        assert preset_settings("paper", given_views=True) == preset_settings("paper")
+        settings = preset_settings("paper")
+        fit, refine = settings.fit, settings.refine
+        assert (fit.lpips, fit.ms_ssim, fit.mask, fit.rgb, fit.lpips_shrink) == (10, 0.2, 1, 0, 1)
+        assert (fit.points, fit.init, fit.densify_every, fit.iterations) == (5000, "ball", 50, 1200)
+        assert (fit.size, fit.ramp) == (0, 0)
+        assert (refine.rounds, refine.interval, refine.steps, refine.raise_deg) == (2, 500, 10, 0)
+        assert (settings.sv3d.views, settings.sv3d.size, settings.mini.views) == (16, 512, 16)
+        assert settings.mesh.route == "density"
+
+    def test_missing_networks_of_the_paper_are_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("IM3D_HOME", str(tmp_path / "home"))
+        write_png(tmp_path / "a.png", np.full((16, 16, 4), 0.5, np.float32))
+        for preset, expected in (("paper", ["VGG16", "IS-Net"]), ("high", [])):
+            asked = request(views=None, image=str(tmp_path / "a.png"), preset=preset, generator="mini")
+            heard: list[str] = []
+            Stages(Job.create(tmp_path / preset, asked), "cpu", None, heard.append).load(silent)
+            assert [name for name in ("VGG16", "IS-Net") if any(f"{name}, which" in w for w in heard)] == expected
+            assert len(heard) == len(expected)
 
     def test_state_has_plain_values_only(self) -> None:
         json.dumps(dataclasses.asdict(State()), allow_nan=False)

@@ -25,7 +25,7 @@ from im3d.splats.render import blending_weights, render
 CPU = torch.device("cpu")
 # Cameras between those of the orbit, at its elevation and others.
 NOVEL = ((11.25, 15.0), (48.0, 25.0), (85.0, 5.0), (190.0, 30.0), (300.0, 10.0))
-QUICK = FitSettings(iterations=60, size=48, points=600, max_gaussians=1200, refine_every=10, lpips=0.0, rgb=2.0)
+QUICK = FitSettings(iterations=60, size=48, points=600, max_gaussians=1200, densify_every=10, lpips=0.0, rgb=2.0)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from tiny_models import tiny_mini
 from im3d.cli.main import main
 from im3d.core.images import write_views
 from im3d.generators.mini import generator as mini
-from im3d.jobs import stages
+from im3d.jobs import preview
 from im3d.settings import FitSettings, preset_settings
 from im3d.splats.fit import SplatFit
 from im3d.splats.losses import view_losses
@@ -26,7 +26,7 @@ from im3d_lab.bench.measure import Bench
 from im3d_lab.bench.mesh import bench_mesh
 
 CPU = torch.device("cpu")
-SMALL = FitSettings(iterations=12, size=192, points=300, max_gaussians=400, refine_every=4)
+SMALL = FitSettings(iterations=12, size=192, points=300, max_gaussians=400, densify_every=4)
 
 
 def test_a_row_tells_cold_from_warm_and_counts_the_floor() -> None:
@@ -113,7 +113,9 @@ def test_the_command_reports_as_json(
 
 @pytest.mark.slow
 def test_jobs_are_repeated_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "render_preview", lambda *args: None)  # Blender's time and memory are not the process's
+    monkeypatch.setattr(
+        preview, "render_preview", lambda *args: None
+    )  # Blender's time and memory are not the process's
     write_views(tmp_path / "orbit", analytic.orbit_views(96, count=8))
     report = bench_jobs(tmp_path / "orbit", 3, CPU, iterations=40)
     assert {"load", "orbit", "fit", "mesh", "texture", "export", "total"} <= set(report["stages"])

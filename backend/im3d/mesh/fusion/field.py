@@ -101,7 +101,7 @@ def fused_field(
     carves = np.concatenate([np.ones(len(cameras), bool), virtual_carves])
     maps = ops.median_depth(splats, everyone, seen_from)
     progress(3, 5)
-    values = ops.fuse(maps, everyone, len(cameras), carves, hull, grid, truncation, settings.behind)
+    values = ops.fuse(maps, everyone, len(cameras), carves, hull, grid, truncation, settings.occlusion_vote_weight)
     values[_hollows(ops, values, max(1, round(NECK_VOXELS * settings.grid / REFERENCE_GRID)))] = -1.0
     progress(4, 5)
     if settings.blur > 0:
