@@ -76,7 +76,7 @@ def budget(
     if small:
         size, until = 64, (20, 40, 60)
         fit_settings = dataclasses.replace(FIT, iterations=60, size=64, points=500, max_gaussians=1000)
-    settings = preset_settings("paper")
+    settings = preset_settings("high")
     watch = Stopwatch(device)
     # Their weights come from where they rest, and are brought to the GPU by the orbit.
     networks = MODELS.get("sv3d", [], (), lambda: networks)
