@@ -23,7 +23,8 @@ import rooms
 
 from im3d.cli.main import COMMANDS
 from im3d.models.catalog import models
-from im3d.settings import PRESETS, Settings, allowed, preset_settings
+from im3d.settings import Settings, allowed, preset_settings
+from im3d.shared.names import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = re.compile(r"docs/([\w/-]*/)?([\w-]+)\.md")
