@@ -2,9 +2,11 @@
 
     python tools/readme_pictures.py JOB --out docs/images              from a job on given views
     python tools/readme_pictures.py JOB JOB JOB --demo --out docs/images    from jobs on pictures
+    python tools/readme_pictures.py JOB … --gallery --out docs/images       the same, a file each
 
 from_views.png: four input views, the mesh from four cameras that were not in the input, Blender's preview.
 routes.png: the paper's mesh route (marching cubes on the splats' density) beside ours, colours and normals.
+gallery/*.jpg, one for each job (--gallery): the picture, Blender's preview, the mesh from four sides.
 demo.png, a row for each job: the picture, four of the views that were drawn of it, Blender's preview, the mesh from
 there.
 """
@@ -78,15 +80,22 @@ def demo_row(job: Path) -> list[NDArray[Any]]:
 
 def save(path: Path, rows: list[list[NDArray[Any]]]) -> None:
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
-    Image.fromarray((np.clip(sheet, 0, 1) * 255 + 0.5).astype(np.uint8)).save(path, optimize=True)
+    Image.fromarray((np.clip(sheet, 0, 1) * 255 + 0.5).astype(np.uint8)).save(path, optimize=True, quality=85)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", type=Path, nargs="+")
     parser.add_argument("--demo", action="store_true", help="from jobs on pictures")
+    parser.add_argument("--gallery", action="store_true", help="from jobs on pictures, a file each")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.gallery:
+        for job in args.jobs:
+            picture = over(resized(read_image(job / "subject.png"), DEMO_TILE, DEMO_TILE))
+            (args.out / "gallery").mkdir(exist_ok=True)
+            save(args.out / "gallery" / f"{job.name}.jpg", [[picture, *demo_row(job)[-5:]]])
+        return
     if args.demo:
         save(args.out / "demo.png", [demo_row(job) for job in args.jobs])
         return
