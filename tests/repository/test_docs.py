@@ -49,6 +49,12 @@ def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
         assert loaded == [], html
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"])
+def test_links_outside_the_site_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8")):
+        assert ((ROOT / name).parent / link).exists(), link
+
+
 def test_the_settings_page_has_every_setting_with_its_meaning() -> None:
     rows = {row.split(" | ")[0]: row.split(" | ")[1:] for row in page("reference/settings.md").splitlines()}
     for section in dataclasses.fields(Settings):
