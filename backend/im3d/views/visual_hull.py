@@ -11,6 +11,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from im3d.core.orbit import Cameras
+from im3d.core.projection import project_point
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
@@ -107,14 +108,6 @@ def colour_disagreement(hull: Hull, cameras: Cameras, rgb: FloatArray, masks: ND
 
 
 @njit(cache=True, inline="always")
-def _project(V, f, half, x, y, z):  # type: ignore[no-untyped-def]
-    d = V[2, 0] * x + V[2, 1] * y + V[2, 2] * z + V[2, 3]
-    u = f * (V[0, 0] * x + V[0, 1] * y + V[0, 2] * z + V[0, 3]) / d + half
-    v = f * (V[1, 0] * x + V[1, 1] * y + V[1, 2] * z + V[1, 3]) / d + half
-    return u, v, d
-
-
-@njit(cache=True, inline="always")
 def _covered(centre, half_width, size):  # type: ignore[no-untyped-def]
     """First and last pixel whose centre lies under the footprint, or the one that holds its centre."""
     first = min(math.ceil(centre - half_width - 0.5), math.floor(centre))
@@ -133,7 +126,7 @@ def _carve(masks, V, f, low, pitch, misses, occupied):  # type: ignore[no-untype
                 z = low[2] + (k + 0.5) * pitch
                 missed = 0
                 for view in range(views):
-                    u, v, d = _project(V[view], f, size / 2, x, y, z)
+                    u, v, d = project_point(V[view], f, size / 2, x, y, z)
                     outside = d <= 0 or u < 0 or v < 0 or u >= size or v >= size
                     if outside or masks[view, int(v), int(u)] == 0:
                         missed += 1
@@ -147,7 +140,7 @@ def _silhouettes(points, V, f, pitch, result):  # type: ignore[no-untyped-def]
     size = result.shape[1]
     for view in prange(V.shape[0]):
         for p in range(points.shape[0]):
-            u, v, d = _project(V[view], f, size / 2, points[p, 0], points[p, 1], points[p, 2])
+            u, v, d = project_point(V[view], f, size / 2, points[p, 0], points[p, 1], points[p, 2])
             half_width = 0.5 * pitch * f / d
             left, right = _covered(u, half_width, size)
             top, bottom = _covered(v, half_width, size)
@@ -159,7 +152,7 @@ def _depth(points, V, f, pitch, depth):  # type: ignore[no-untyped-def]
     size = depth.shape[1]
     for view in prange(V.shape[0]):
         for p in range(points.shape[0]):
-            u, v, d = _project(V[view], f, size / 2, points[p, 0], points[p, 1], points[p, 2])
+            u, v, d = project_point(V[view], f, size / 2, points[p, 0], points[p, 1], points[p, 2])
             half_width = 0.6 * pitch * f / d
             left, right = _covered(u, half_width, size)
             top, bottom = _covered(v, half_width, size)
@@ -176,7 +169,7 @@ def _spread(points, V, f, slack, rgb, masks, depth, sums):  # type: ignore[no-un
         squares = 0.0
         total = np.zeros(3)
         for view in range(views):
-            u, v, d = _project(V[view], f, size / 2, points[p, 0], points[p, 1], points[p, 2])
+            u, v, d = project_point(V[view], f, size / 2, points[p, 0], points[p, 1], points[p, 2])
             if u < 0.5 or v < 0.5 or u >= size - 0.5 or v >= size - 0.5:
                 continue
             if d > depth[view, int(v), int(u)] + slack:

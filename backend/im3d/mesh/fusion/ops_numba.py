@@ -10,10 +10,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from im3d.core.orbit import Cameras
+from im3d.core.projection import project_point
 from im3d.core.threads import on_all_cores
 from im3d.mesh.fusion import silhouettes
 from im3d.mesh.fusion.distance import distance_to_false
-from im3d.mesh.fusion.silhouettes import Grid
+from im3d.mesh.fusion.silhouettes import NEAREST, Grid
 from im3d.splats import render
 from im3d.splats.depth import DepthMaps
 from im3d.splats.depth_numba import median_depth
@@ -75,7 +76,7 @@ def fuse(
     return torch.from_numpy(values)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
 def _fuse_kernel(  # type: ignore[no-untyped-def]
     depth, alpha, outside, facing, real, carves, viewmats, f, size, hull, low, step, truncation, occlusion_vote
 ):  # fmt: skip
@@ -93,12 +94,9 @@ def _fuse_kernel(  # type: ignore[no-untyped-def]
                 total = 0.0
                 weight = 0.0
                 for v in range(len(depth)):
-                    V = viewmats[v]
-                    pz = V[2, 0] * p0 + V[2, 1] * p1 + V[2, 2] * p2 + V[2, 3]
-                    if pz < 1e-3:
+                    u, w, pz = project_point(viewmats[v], f, size / 2 - 0.5, p0, p1, p2)
+                    if pz < NEAREST:
                         continue
-                    u = f * (V[0, 0] * p0 + V[0, 1] * p1 + V[0, 2] * p2 + V[0, 3]) / pz + size / 2 - 0.5
-                    w = f * (V[1, 0] * p0 + V[1, 1] * p1 + V[1, 2] * p2 + V[1, 3]) / pz + size / 2 - 0.5
                     iu = round(u)
                     iw = round(w)
                     if iu < 0 or iw < 0 or iu >= size or iw >= size:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from im3d.core.orbit import Cameras
-from im3d.mesh.fusion.silhouettes import Grid
+from im3d.core.projection import project_point
+from im3d.mesh.fusion.silhouettes import NEAREST, Grid
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.rasterizers.project import rotation_matrices
 
@@ -86,21 +87,18 @@ def _largest(distances: FloatArray, cameras: Cameras, points: NDArray[np.float64
     return _largest_kernel(distances, cameras.viewmats, cameras.focal, cameras.size, points, spare + 1)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def _largest_kernel(distances, viewmats, f, size, points, count):  # type: ignore[no-untyped-def]
     out = np.full((len(points), count), -np.inf, np.float32)
     fine = distances.shape[1]
     sub = fine / size
     for p in prange(len(points)):
         for v in range(len(distances)):
-            V = viewmats[v]
-            depth = V[2, 0] * points[p, 0] + V[2, 1] * points[p, 1] + V[2, 2] * points[p, 2] + V[2, 3]
-            if depth < 1e-3:
+            u, w, depth = project_point(viewmats[v], f, size / 2, points[p, 0], points[p, 1], points[p, 2])
+            if depth < NEAREST:
                 continue
-            u = f * (V[0, 0] * points[p, 0] + V[0, 1] * points[p, 1] + V[0, 2] * points[p, 2] + V[0, 3]) / depth
-            w = f * (V[1, 0] * points[p, 0] + V[1, 1] * points[p, 1] + V[1, 2] * points[p, 2] + V[1, 3]) / depth
-            i = min(max(int((u + size / 2) * sub), 0), fine - 1)
-            j = min(max(int((w + size / 2) * sub), 0), fine - 1)
+            i = min(max(int(u * sub), 0), fine - 1)
+            j = min(max(int(w * sub), 0), fine - 1)
             value = distances[v, j, i]
             for k in range(count):
                 if value > out[p, k]:

@@ -11,6 +11,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from im3d.core.orbit import Cameras
+from im3d.core.projection import project_point
 from im3d.core.threads import on_all_cores
 from im3d.errors import InputError
 from im3d.mesh.fusion.distance import distance_to_false
@@ -201,19 +202,16 @@ def _hull_field(distances, viewmats, f, size, low, step, n, cut):  # type: ignor
     return out
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, error_model="numpy")
 def _hull_distance(distances, viewmats, f, size, p0, p1, p2, enough):  # type: ignore[no-untyped-def]
     """Of one point, the largest over the views; the first that is larger than `enough`."""
     fine = distances.shape[1]
     sub = fine / size
     largest = -1e9
     for v in range(len(distances)):
-        V = viewmats[v]
-        depth = V[2, 0] * p0 + V[2, 1] * p1 + V[2, 2] * p2 + V[2, 3]
-        if depth < 1e-3:
+        u, w, depth = project_point(viewmats[v], f, size / 2, p0, p1, p2)
+        if depth < NEAREST:
             continue
-        u = f * (V[0, 0] * p0 + V[0, 1] * p1 + V[0, 2] * p2 + V[0, 3]) / depth + size / 2
-        w = f * (V[1, 0] * p0 + V[1, 1] * p1 + V[1, 2] * p2 + V[1, 3]) / depth + size / 2
         a = min(max(u * sub - 0.5, 0.0), fine - 1.001)
         b = min(max(w * sub - 0.5, 0.0), fine - 1.001)
         i = int(a)

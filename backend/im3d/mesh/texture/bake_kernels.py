@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from im3d.core.projection import project_point
+
 
 @njit(nogil=True, cache=True)
 def depth_edges(depth, limit):  # type: ignore[no-untyped-def]
@@ -73,7 +75,7 @@ def sight_weights(  # type: ignore[no-untyped-def]
         cosine /= math.sqrt(x * x + y * y + z * z)
         if cosine <= grazing:
             continue
-        u, v, depth = _projected(viewmat, focal, half, positions[t, 0], positions[t, 1], positions[t, 2])
+        u, v, depth = project_point(viewmat, focal, half, positions[t, 0], positions[t, 1], positions[t, 2])
         column = min(max(int(u * scale), 0), size - 1)
         row = min(max(int(v * scale), 0), size - 1)
         if depth - nearest[row, column] >= slack + grazing_slack / cosine:
@@ -95,7 +97,7 @@ def add_weighted(total, weight, positions, viewmat, focal, picture):  # type: ig
     half = 0.5 * len(picture)
     for t in prange(len(weight)):
         if weight[t] > 0:
-            u, v, _ = _projected(viewmat, focal, half, positions[t, 0], positions[t, 1], positions[t, 2])
+            u, v, _ = project_point(viewmat, focal, half, positions[t, 0], positions[t, 1], positions[t, 2])
             for c in range(3):
                 total[t, c] += weight[t] * _bilinear(picture, u, v, c)
 
@@ -139,15 +141,6 @@ def missing(texture, face, weights, faces, uv, picture, alpha, scale):  # type: 
                 lacking[y, x, 1] = picture[y, x, 1] - green / (scale * scale)
                 lacking[y, x, 2] = picture[y, x, 2] - blue / (scale * scale)
     return lacking
-
-
-@njit(inline="always")
-def _projected(viewmat, focal, half, x, y, z):  # type: ignore[no-untyped-def]
-    """Pixel coordinates and depth of a point: `Cameras.project`."""
-    depth = viewmat[2, 0] * x + viewmat[2, 1] * y + viewmat[2, 2] * z + viewmat[2, 3]
-    u = viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * z + viewmat[0, 3]
-    v = viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * z + viewmat[1, 3]
-    return focal * u / depth + half, focal * v / depth + half, depth
 
 
 @njit(inline="always")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from im3d.core.orbit import Cameras
+from im3d.core.projection import camera_point
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.rasterizers.project import EPS_2D, MIN_ALPHA, NEAR, Projected
 
@@ -120,21 +121,12 @@ def _axes(V, f, x, y, z, r, s0, s1, s2):  # type: ignore[no-untyped-def]
     return (m0, m1, m2, n0, n1, n2), B
 
 
-@njit(error_model="numpy")
-def _camera_point(V, means, i):  # type: ignore[no-untyped-def]
-    return (
-        V[0, 0] * means[i, 0] + V[0, 1] * means[i, 1] + V[0, 2] * means[i, 2] + V[0, 3],
-        V[1, 0] * means[i, 0] + V[1, 1] * means[i, 1] + V[1, 2] * means[i, 2] + V[1, 3],
-        V[2, 0] * means[i, 0] + V[2, 1] * means[i, 1] + V[2, 2] * means[i, 2] + V[2, 3],
-    )
-
-
 @njit(parallel=True, cache=True, error_model="numpy")
 def _forward(means, quats, scales, opacities, V, f, size, means2d, conics, depths, extents, visible):  # type: ignore[no-untyped-def]
     half = F(0.5) * size
     limit = F(1.3) * half / f
     for i in prange(len(means)):
-        p0, p1, p2 = _camera_point(V, means, i)
+        p0, p1, p2 = camera_point(V, means[i, 0], means[i, 1], means[i, 2])
         z = max(p2, F(NEAR))
         x = z * min(max(p0 / z, -limit), limit)
         y = z * min(max(p1 / z, -limit), limit)
@@ -166,7 +158,7 @@ def _backward(means, quats, scales, V, f, size, conics, g_means2d, g_conics, g_m
     limit = F(1.3) * F(0.5) * size / f
     two = F(2)
     for i in prange(len(means)):
-        p0, p1, p2 = _camera_point(V, means, i)
+        p0, p1, p2 = camera_point(V, means[i, 0], means[i, 1], means[i, 2])
         z = max(p2, F(NEAR))
         within_x = abs(p0 / z) <= limit
         within_y = abs(p1 / z) <= limit
