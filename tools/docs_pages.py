@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import rooms
 
-from im3d.cli.main import COMMANDS
+from im3d.cli.main import available_commands
 from im3d.models.catalog import models
 from im3d.settings import Settings, allowed, preset_settings
 from im3d.shared.names import PRESETS
@@ -121,7 +121,7 @@ PURPOSES = {
 def commands() -> str:
     """Every command with its options, as `--help` has them."""
     parts = []
-    for name, (module, summary) in COMMANDS.items():
+    for name, (module, summary) in available_commands().items():
         parser = argparse.ArgumentParser(prog=f"im3d {name}")
         importlib.import_module(module).configure(parser)
         parts.append(f"## im3d {name}\n\n{summary[0].upper()}{summary[1:]}.\n\n{_options(parser, 3)}")

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from im3d.cli.main import COMMANDS
+from im3d.cli.main import COMMANDS, LAB_COMMANDS
 from im3d.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_the_settings_page_has_every_setting_with_its_meaning() -> None:
 
 def test_the_command_line_page_has_every_command_and_option() -> None:
     text = page("reference/cli.md")
-    for name in COMMANDS:
+    for name in COMMANDS | LAB_COMMANDS:
         assert f"## im3d {name}\n" in text
     for option in ("`--views DIR_OR_VIDEO`", "`--preset {", "### im3d models download", "`--ablation"):
         assert option in text

@@ -20,8 +20,8 @@ from im3d.settings import parse_overrides, preset_settings
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", metavar="TABLE", help="CSV file, or a folder of pictures and of folders of views")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the job folders and of results.csv")
-    rows = parser.add_argument_group("for rows that do not say otherwise")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the job folders and results.csv")
+    rows = parser.add_argument_group("defaults of the rows")
     add_job_options(rows)
     add_run_options(parser)
 

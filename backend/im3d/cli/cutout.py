@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="a picture of the object")
-    parser.add_argument("--out", required=True, metavar="PNG", help="the picture with transparency")
-    parser.add_argument("--mask", metavar="FILE", help="your own mask of the picture: white is the object")
+    parser.add_argument("image", metavar="IMAGE", help="picture of the object")
+    parser.add_argument("--out", required=True, metavar="PNG", help="where to write the cut-out, with alpha")
+    parser.add_argument("--mask", metavar="FILE", help="foreground mask of the picture; white is the object")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
     parser.add_argument("--json", action="store_true", help="print one JSON object, last on stdout")
 

@@ -15,19 +15,19 @@ from im3d.shared.names import default_name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_argument_group("what to start from")
-    source.add_argument("--image", metavar="FILE", help="one picture of the object")
-    source.add_argument("--prompt", default="", metavar="TEXT", help="one sentence")
-    source.add_argument("--views", metavar="DIR_OR_VIDEO", help="pictures of an orbit, or a turntable video")
-    source.add_argument("--mask", metavar="FILE", help="your own mask of the picture: white is the object")
+    source = parser.add_argument_group("input")
+    source.add_argument("--image", metavar="FILE", help="picture of the object")
+    source.add_argument("--prompt", default="", metavar="TEXT", help="text prompt; may accompany an image")
+    source.add_argument("--views", metavar="DIR_OR_VIDEO", help="orbit views: folder of pictures or turntable video")
+    source.add_argument("--mask", metavar="FILE", help="foreground mask of the picture; white is the object")
     source.add_argument("--no-recenter", action="store_true", help="the picture is already framed as an orbit view")
-    source.add_argument("--elevation", type=float, metavar="DEG", help="elevation of the views, when you know it")
+    source.add_argument("--elevation", type=float, metavar="DEG", help="camera elevation of the views, if known")
 
-    add_job_options(parser.add_argument_group("how"))
-    result = parser.add_argument_group("the result")
-    result.add_argument("--out", required=True, metavar="DIR", help="folder of the job")
-    result.add_argument("--name", help="name of the object (default: from the prompt or the file)")
-    result.add_argument("--blend", metavar="FILE", help="also save a .blend with the object")
+    add_job_options(parser.add_argument_group("method"))
+    result = parser.add_argument_group("output")
+    result.add_argument("--out", required=True, metavar="DIR", help="job folder")
+    result.add_argument("--name", help="object name (default: from the prompt or the file name)")
+    result.add_argument("--blend", metavar="FILE", help="also save the object in a .blend file")
     add_run_options(parser)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `im3d COMMAND …`; `COMMANDS` lists them.
+"""The command line: `im3d COMMAND …`; see `COMMANDS` and `LAB_COMMANDS`.
 
 Exit status: 0 done · 2 bad input · 3 model missing or licence not accepted · 4 out of memory · 130 cancelled ·
 1 a defect of ours (or the disk). An error is one sentence of what is wrong and one of what to do; the traceback goes
@@ -10,7 +10,7 @@ Only the standard library is imported here, so that `im3d --help` answers at onc
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import io
 import json
 import sys
@@ -19,32 +19,48 @@ import traceback
 from collections.abc import Sequence
 
 from im3d import __version__
-from im3d.errors import CancelledError, Im3dError, OutOfMemoryError
+from im3d.errors import CancelledError, Im3dError, InputError, OutOfMemoryError
 
-# Each is a module with configure(parser) and run(args) -> exit status, imported when it is asked for.
+# Name → module and summary. The module has configure(parser) and run(args) → exit status; it is imported on use.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "generate": ("im3d.cli.generate", "make an object from a picture, a sentence or the views of an orbit"),
-    "cutout": ("im3d.cli.cutout", "cut the object out of a picture, as a job would"),
-    "batch": ("im3d.cli.batch", "make one object per row of a CSV table, or per picture of a folder"),
+    "generate": ("im3d.cli.generate", "make an object from a picture, a prompt or orbit views"),
+    "cutout": ("im3d.cli.cutout", "cut the object out of a picture, as a job does"),
+    "batch": ("im3d.cli.batch", "run a job for each row of a CSV table or each picture of a folder"),
     "resume": ("im3d.cli.resume", "continue an interrupted job"),
-    "models": ("im3d.cli.models", "list, download and check the models, and show their licences"),
-    "evaluate": ("im3d_lab.evaluate.command", "measure the result against ground truth"),
-    "bench": ("im3d_lab.bench.command", "measure what every stage costs on this machine"),
-    "serve": ("im3d.cli.serve", "run jobs asked for by messages on stdin, as Blender does"),
-    "train": ("im3d_lab.training.command", "train a generator"),
-    "doctor": ("im3d.cli.doctor", "say what this machine can do and what is missing"),
+    "models": ("im3d.cli.models", "list, download and verify models, and show their licences"),
+    "serve": ("im3d.cli.serve", "run jobs received as messages on stdin, as Blender uses it"),
+    "doctor": ("im3d.cli.doctor", "report what this machine can do and what is missing"),
 }
+# Of a package that artists do not have.
+LAB_COMMANDS: dict[str, tuple[str, str]] = {
+    "evaluate": ("im3d_lab.evaluate.command", "measure the quality of results against ground truth"),
+    "bench": ("im3d_lab.bench.command", "measure time and memory of each stage on this machine"),
+    "train": ("im3d_lab.training.command", "train or fine-tune a generator"),
+}
+
+
+def available_commands() -> dict[str, tuple[str, str]]:
+    """`COMMANDS`, and `LAB_COMMANDS` where im3d_lab can be imported."""
+    return COMMANDS | (LAB_COMMANDS if importlib.util.find_spec("im3d_lab") else {})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     _print_anything()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="im3d", description="A prop from a sentence or a picture, on your machine.")
+    commands = available_commands()
+    parser = argparse.ArgumentParser(prog="im3d", description="3D objects from a prompt or a picture, on your machine.")
     parser.add_argument("--version", action="version", version=f"im3d {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((a for a in given if not a.startswith("-")), None)
-    for name, (module, summary) in COMMANDS.items():
+    if wanted in LAB_COMMANDS and wanted not in commands:
+        missing = InputError(
+            f"im3d {wanted} belongs to im3d_lab, which is not installed.",
+            "It comes with im3d's repository: install that with its extra [lab].",
+        )
+        report_error(missing, as_json="--json" in given)
+        return missing.exit_status
+    for name, (module, summary) in commands.items():
         subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name == wanted:
             importlib.import_module(module).configure(subparser)
@@ -55,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(args: argparse.Namespace) -> int:
     """Runs the command; every failure becomes its sentence and its exit status."""
     try:
-        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+        return int(importlib.import_module(available_commands()[args.command][0]).run(args))
     except KeyboardInterrupt:
         error: Im3dError = CancelledError("Stopped.")
     except Im3dError as known:
@@ -94,7 +110,7 @@ def _logged(defect: Exception) -> str:
 
 
 def report_error(error: Im3dError, as_json: bool, **content: object) -> None:
-    """Says an error on stderr and, for `--json`, as the last line of stdout."""
+    """Prints an error to stderr and, for `--json`, as the last line of stdout."""
     print(f"im3d: {error}", file=sys.stderr)
     if command := remedy_command(error.remedy):
         print(f"im3d: {command}", file=sys.stderr)

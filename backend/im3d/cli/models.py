@@ -20,20 +20,20 @@ from im3d.shared.paths import models_folder
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = actions.add_parser("list", help="what there is and what is installed")
+    listing = actions.add_parser("list", help="list all models and whether they are installed")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
 
-    licence = actions.add_parser("licence", help="show a model's licence, and accept it")
+    licence = actions.add_parser("licence", help="show a model's licence, or accept it")
     licence.add_argument("name", metavar="NAME")
-    licence.add_argument("--accept", action="store_true", help="record that you have read and accept it")
+    licence.add_argument("--accept", action="store_true", help="record that you have read and accepted it")
 
-    download = actions.add_parser("download", help="install models, from the hub or from your own files")
+    download = actions.add_parser("download", help="install models from the hub or from local files")
     download.add_argument("names", metavar="NAME", nargs="+")
-    download.add_argument("--from", dest="source", metavar="PATH", help="your own file or folder instead of the hub")
-    download.add_argument("--accept-licence", action="store_true", help="accept the licence without being asked")
+    download.add_argument("--from", dest="source", metavar="PATH", help="local file or folder instead of the hub")
+    download.add_argument("--accept-licence", action="store_true", help="accept the licence without a question")
     download.add_argument("--json", action="store_true", help="print one JSON object, last on stdout")
 
-    check = actions.add_parser("verify", help="read installed models again and compare their hashes")
+    check = actions.add_parser("verify", help="compare installed files with their hashes")
     check.add_argument("names", metavar="NAME", nargs="*", help="default: all that are installed")
     check.add_argument("--json", action="store_true", help="print one JSON object, last on stdout")
 

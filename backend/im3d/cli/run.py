@@ -42,7 +42,7 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that every command running a job has."""
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="compute device")
     parser.add_argument("--blender", metavar="FILE", help="Blender executable, where bpy is not installed")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
 

@@ -7,11 +7,11 @@ import argparse
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--idle-minutes", type=float, default=0.0, metavar="N",
-                        help="free the memory after so long without a job (default: 0, never)")  # fmt: skip
+                        help="free memory after N idle minutes (default: 0, never)")  # fmt: skip
     parser.add_argument("--remote", action="store_true",
-                        help="for a client on another machine, over ssh: paths are relative to a folder")  # fmt: skip
+                        help="for a client on another machine, over ssh: paths are relative to one folder")  # fmt: skip
     parser.add_argument("--files", action="store_true",
-                        help="move files of such a client in or out, once, instead of serving jobs")  # fmt: skip
+                        help="transfer such a client's files instead of serving jobs")  # fmt: skip
     parser.add_argument("--blender", metavar="FILE", help="Blender executable, where bpy is not installed")
 
 

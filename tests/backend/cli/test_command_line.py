@@ -46,6 +46,24 @@ def finished(tmp_path: Path) -> Path:
     return folder
 
 
+def test_commands_of_the_laboratory_are_listed_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "train or fine-tune a generator" in capsys.readouterr().out
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out
+    assert "generate" in listed
+    assert not any(f"    {name} " in listed for name in cli.LAB_COMMANDS)
+    assert cli.main(["bench", "fit", "--json"]) == InputError.exit_status
+    said = capsys.readouterr()
+    assert "im3d bench belongs to im3d_lab, which is not installed" in said.err
+    assert "extra [lab]" in json.loads(said.out)["hint"]
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_output_fits_into_every_encoding(encoding: str, finished: Path) -> None:
     summary = run(encoding, "resume", str(finished))

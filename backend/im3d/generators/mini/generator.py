@@ -38,11 +38,11 @@ DEFAULT_STEPS = MiniSettings.steps
 SHIPPED_WEIGHTS = SHIPPED / "mini"
 # Side of the views over that of the network's.
 ENLARGED = 2
-# Coverage of a first orbit's views from which a place counts as the object. Of levels from 0.3 to 0.5 this gave the
+# Alpha from which a pixel of a first orbit's views counts as the object. Of levels from 0.3 to 0.5 this gave the
 # best mask IoU on validation props (0.757 for 0.751) at 0.1 dB, and better meshes (docs/lab/training-log.md).
 OPAQUE_FROM = 0.4
-# Rows and columns by which the decoder sees views moved. Its pattern repeats every two and four pixels; of the sets of
-# four that were tried, the mean of these is nearest to that of all.
+# Rows and columns by which views are shifted before the decoder. Its checkerboard artefact repeats every two and four
+# pixels; of the sets of four shifts that were tried, the mean over these is nearest to the mean over all.
 SHIFTS = ((0, 0), (1, 2), (2, 0), (3, 2))
 
 
@@ -53,8 +53,7 @@ class MiniGenerator:
         device: Where to compute.
         steps: Denoising steps of the first orbit.
         views: K, a divisor of the ring's 16 that is at least 4.
-        elevation_deg: Elevation of the input view where it is known: the views are drawn at it. None: as the network
-            reads it from the picture.
+        elevation_deg: Elevation of the input view where it is known. None: the network predicts it from the picture.
         weights: Folder with config.json and safetensors; by default the shipped ones, or else `mini` in the folder of
             installed models.
 
@@ -89,7 +88,7 @@ class MiniGenerator:
         if steps < 1:
             raise InputError(f"mini.steps cannot be {steps}.", "Give 1 or more.")
         if views < 4 or ring % views:
-            raise InputError(f"mini.views cannot be {views}.", f"mini draws {ring} views, or 8 or 4 of them.")
+            raise InputError(f"mini.views cannot be {views}.", f"mini makes {ring} views, or 8 or 4 of them.")
         self._every = ring // views
         self.orbit = Orbit.uniform(views, elevation_deg, DEFAULT_FOV_DEG, DEFAULT_RADIUS)
         self.network_calls = 0
@@ -200,26 +199,26 @@ def sample_orbit(
 ) -> tuple[Tensor, Tensor]:
     """Orbits denoised in a few steps, each from fresh noise: from nothing, or from noised renders (paper 3.4).
 
-    The object is imagined once and every step knows its views. The input view is known, so each step puts it in the
-    place of its estimate. Without `start`, the noise is added to the imagined views, and the steps go down the ladder.
+    The volume is predicted once, and each step is conditioned on its views. The input view is known, so it replaces its
+    estimate in each step. Without `start`, noise is added to the volume's views, and the steps go down the ladder.
 
-    Renders are restarted from the same level in every step, and the estimates averaged. The network is trained to hit
-    the mean of what is possible: one estimate has its noise's grain, different in every view; a ladder adds to it; the
-    mean of ten has little, so that views agree better than the first orbit's (docs/lab/quality.md).
+    Renders are noised to the same level in every step, and the estimates averaged. The network is trained to predict
+    the conditional mean. One estimate carries the grain of its noise, different in every view, and a ladder adds more;
+    the mean of ten carries little, so that views agree better than those of the first orbit (docs/lab/quality.md).
 
-    Where texture cannot be guessed, the decoder weaves a pattern that keeps to its pixels (a perceptual loss likes it
-    better than nothing). The mean of estimates of pictures that were moved by `SHIFTS` has half of it or less.
+    Where texture cannot be inferred, the decoder leaves a checkerboard artefact fixed to the pixel grid (the perceptual
+    loss prefers it to a flat colour). The mean of estimates of views shifted by `SHIFTS` has half of it or less.
 
     Args:
         model: The denoiser.
         condition: (B, 4, S, S) input views, premultiplied RGBA in [0, 1].
         steps: Denoising steps, or restarts of renders.
         generator: Of the noise.
-        elevation_deg: (B,) where it is known; None: as the network reads it from the input view.
+        elevation_deg: (B,) where it is known; None: the network predicts it from the input view.
         start: (B, K, 4, S, S) renders to restart from, premultiplied RGBA in [0, 1].
         noise: Share of the noise ladder to start at, in (0, 1].
-        every: Only every so many-th view of the ring is drawn: K of them.
-        progress: Told of each step, with a preview.
+        every: Stride over the views of the ring; K are left.
+        progress: Receives each step, with a preview.
 
     Returns:
         (B, K, 4, S, S) premultiplied RGBA in [0, 1] and (B,) elevations in degrees.
@@ -230,38 +229,38 @@ def sample_orbit(
     sigmas = karras_sigmas(steps, low, high) if noise == 1 else restart_sigmas(steps, noise, low, high)
     sigmas = sigmas.to(condition.device)
     given = to_model(condition)
-    drawn = torch.arange(0, int(model.config["views"]), every, device=given.device).expand(B, -1)
-    imagined = model.imagine(given, elevation_deg, drawn)
-    elevation = imagined.shape.elevation_deg if elevation_deg is None else elevation_deg
+    ring = torch.arange(0, int(model.config["views"]), every, device=given.device).expand(B, -1)
+    volume = model.imagine(given, elevation_deg, ring)
+    elevation = volume.shape.elevation_deg if elevation_deg is None else elevation_deg
 
-    def moved(x: Tensor, sigma: Tensor, shift: tuple[int, int]) -> Tensor:
-        denoised: Tensor = model(x, sigma.expand(B), given, elevation_deg, imagined, drawn, shift).clamp(-1, 1)
+    def shifted(x: Tensor, sigma: Tensor, shift: tuple[int, int]) -> Tensor:
+        denoised: Tensor = model(x, sigma.expand(B), given, elevation_deg, volume, ring, shift).clamp(-1, 1)
         denoised[:, 0] = given
         return denoised
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.stack([moved(x, sigma, shift) for shift in SHIFTS]).mean(dim=0)
+        return torch.stack([shifted(x, sigma, shift) for shift in SHIFTS]).mean(dim=0)
 
-    def told(step: int, steps: int, denoised: Tensor) -> None:
+    def report(step: int, steps: int, denoised: Tensor) -> None:
         progress(step, steps, _contact_sheet(denoised[0]) if progress is not silent else None)
 
     if start is None:
-        first = noised(to_model(imagined.views), sigmas[0], generator)
-        return opaque_from(from_model(renoised(denoise, first, sigmas, generator, told)), OPAQUE_FROM), elevation
+        first = noised(to_model(volume.views), sigmas[0], generator)
+        return opaque_from(from_model(renoised(denoise, first, sigmas, generator, report)), OPAQUE_FROM), elevation
     renders = to_model(start)
     total = torch.zeros_like(renders)
     for step in range(steps):
-        estimate = moved(noised(renders, sigmas[0], generator), sigmas[0], SHIFTS[step % len(SHIFTS)])
+        estimate = shifted(noised(renders, sigmas[0], generator), sigmas[0], SHIFTS[step % len(SHIFTS)])
         total += estimate
-        told(step + 1, steps, estimate)
+        report(step + 1, steps, estimate)
     return from_model(total / steps), elevation
 
 
 def opaque_from(views: Tensor, level: float) -> Tensor:
     """Views whose coverage of `level` becomes one half, and others accordingly; the input view stays.
 
-    The network draws the mean of what is possible: a place is half covered where the object is as likely there as not.
-    Outlines overlap the true ones best where less than that counts already.
+    The network predicts the conditional mean: alpha is one half where the object is as likely there as not. Masks have
+    the best IoU with the true ones at a lower threshold.
 
     Args:
         views: (B, K, 4, S, S) premultiplied RGBA in [0, 1].
