@@ -120,7 +120,7 @@ def report_error(error: Im3dError, as_json: bool, **content: object) -> None:
 
 
 def remedy_command(remedy: str) -> str:
-    """How a terminal does what the panel's button does, a sentence; "" where the hint has said all there is to say."""
+    """How a terminal does what the panel's button does, a sentence; "" where the hint says it all."""
     verb, _, name = remedy.partition(" ")
     if verb == "token":
         from im3d.models.catalog import find_model

@@ -116,7 +116,7 @@ def _download(args: argparse.Namespace) -> int:
             by_hub = [f.path for f in files if f.checked == "hub"]
             print(f"{model.name} is installed in {model.folder}")
             if unchecked:
-                print(f"note: no published hash is known for {', '.join(unchecked)}; what you brought was recorded.")
+                print(f"note: no published hash is known for {', '.join(unchecked)}; your copy's was recorded.")
             if by_hub:
                 print(f"note: compared with the hashes that the hub itself lists: {', '.join(by_hub)}.")
     return 0
@@ -149,7 +149,7 @@ def _consent(model: Model, given: bool) -> None:
     """Shows the licence once, before the first byte.
 
     Raises:
-        ModelError: It was declined, or nobody can be asked.
+        ModelError: It was declined, or there is no terminal to ask on.
     """
     if models.installed(model.name) or models.licence_accepted(model.name):
         return
@@ -163,7 +163,7 @@ def _consent(model: Model, given: bool) -> None:
 
 
 class _Bar:
-    """A `Progress` that draws a bar on stderr."""
+    """A `Progress` as a bar on stderr."""
 
     def __init__(self, title: str, unit: str) -> None:
         self._title, self._unit = title, unit

@@ -1,4 +1,4 @@
-"""`im3d serve`: jobs asked for by messages on stdin, answered on stdout (see `im3d.shared.protocol`)."""
+"""`im3d serve`: jobs received as messages on stdin, answered on stdout (see `im3d.shared.protocol`)."""
 
 from __future__ import annotations
 

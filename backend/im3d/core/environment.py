@@ -26,7 +26,7 @@ def prepare_process() -> None:
     # GNU's OpenMP instead spins for a few microseconds: an iteration is a hundred short parallel loops, and a thread
     # that goes to sleep between them costs a third of it (58 against 40 ms).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # numba writes beside the sources if it is not told otherwise, and raises where it can write nowhere.
+    # numba writes beside the sources by default, and raises where it can write nowhere.
     if not _is_writable(Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).with_name("__pycache__"))):
         own = cache_folder() / "numba"
         os.environ["NUMBA_CACHE_DIR"] = str(own if _is_writable(own) else _temporary_folder())
@@ -51,7 +51,7 @@ def _temporary_folder() -> Path:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether a file can be written into the folder, which is made if it is missing: asked as numba itself asks."""
+    """Whether a file can be written into the folder, which is made if it is missing: tested as numba itself does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -26,7 +26,7 @@ FloatArray = NDArray[np.float32]
 # A picture is decoded only below this size: a small file can claim any number of pixels.
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
-# A job's picture is reduced to this, as views are: cutting out takes time by the pixel, generators draw at most 576.
+# A job's picture is reduced to this, as views are: cutting out takes time by the pixel, generators make at most 576.
 LONGEST_SIDE = 1024
 # Plain raster formats. Pillow's others hand the file to external programs (EPS) or hold no single picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "TGA", "PPM")
@@ -111,7 +111,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def read_image(path: Path, longest: int | None = None) -> FloatArray:
     """A picture of any common kind as sRGB with straight alpha.
 
-    16-bit, greyscale, palette and CMYK files are converted, an embedded colour profile is brought to sRGB, the EXIF
+    16-bit, greyscale, palette and CMYK files are converted, an embedded colour profile is converted to sRGB, the EXIF
     orientation is applied, and an animation gives its first frame. Files without transparency get alpha 1.
 
     Args:

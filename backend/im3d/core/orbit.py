@@ -34,7 +34,7 @@ from im3d.errors import InputError
 
 FloatArray = NDArray[np.float32]
 
-# SV3D's camera: the paper's own is not published, and most orbits that users bring come from this family.
+# SV3D's camera: the paper's own is not published, and most provided orbits come from this family.
 DEFAULT_FOV_DEG = 33.8
 DEFAULT_RADIUS = 2.0
 DEFAULT_VIEWS = 16

@@ -28,12 +28,12 @@ def silent(step: int, steps: int, preview: NDArray[np.float32] | None = None) ->
 
 
 def part(progress: Progress, begin: float, end: float) -> Progress:
-    """The `Progress` of one part of a stage, from `begin` to `end` of it, both in [0, 1]; told in hundredths."""
+    """The `Progress` of one part of a stage, from `begin` to `end` of it, both in [0, 1]; reported in hundredths."""
     if progress is silent:
         return silent
 
-    def told(step: int, steps: int, preview: NDArray[np.float32] | None = None) -> None:
+    def report(step: int, steps: int, preview: NDArray[np.float32] | None = None) -> None:
         done = step / steps if steps else 0.0
         progress(round(100 * (begin + done * (end - begin))), 100, preview)
 
-    return told
+    return report

@@ -150,7 +150,7 @@ def _request(line: Line, folder: Path, defaults: Defaults) -> Request:
 
 
 def folder_name(request: Request) -> str:
-    """Name of a request's job folder: readable, and another one whenever anything that is asked for changes."""
+    """Name of a request's job folder: readable, and different whenever any part of the request differs."""
     words = re.sub(r"[^a-z0-9]+", "-", request.name.lower()).strip("-")[:40]
     digest = hashlib.sha256(json.dumps(request.to_json(), sort_keys=True).encode()).hexdigest()[:8]
     return f"{words}-{digest}" if words else digest

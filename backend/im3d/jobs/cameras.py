@@ -42,7 +42,7 @@ def locate_cameras(
     Args:
         views: As their generator made them.
         facts: What the generator knows of them.
-        elevation_deg: What the user said; it goes before everything else.
+        elevation_deg: Given by the user, in degrees; overrides everything else.
         provided: Whether they are the user's own. Only then may they contradict each other, and an estimated elevation
             is worth refining by a fit, which takes seconds.
         progress: Of that fit.

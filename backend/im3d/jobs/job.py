@@ -1,6 +1,6 @@
-"""The job folder: what was asked, how far it is, and everything it made.
+"""The job folder: the request, the state, and everything the job made.
 
-    request.json    what was asked (`Request`), never changed after the start
+    request.json    the `Request`, never changed after the start
     state.json      status, finished steps, seconds of each stage
     log.txt         progress and tracebacks
     input.png       the user's picture            subject.png   the same, cut out and framed
@@ -58,7 +58,7 @@ Status = Literal["queued", "running", "done", "failed", "cancelled"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a job is asked to make. Exactly one of `views`, `image` and `prompt` is the source.
+    """What a job should make. Exactly one of `views`, `image` and `prompt` is the source.
 
     Attributes:
         name: Name of the object.
@@ -130,7 +130,7 @@ class Request:
 
     @property
     def only_prompt(self) -> bool:
-        """Whether the picture is still to be drawn."""
+        """Whether the picture is still to be generated."""
         return self.views is None and self.image is None
 
     def to_json(self) -> dict[str, Any]:
@@ -235,9 +235,9 @@ class Job:
 
     @classmethod
     def create(cls, folder: Path, request: Request) -> Job:
-        """A new job, or the job that is already there when it was asked the very same.
+        """A new job, or the one that is already there if its request is the same.
 
-        A job that failed before it had done anything, for a mistake in what was asked, gives way to the corrected one.
+        A job that failed before its first step, for a mistake in its request, gives way to the corrected one.
 
         Raises:
             InputError: The folder holds another job or the user's own files, or cannot be written; or another process
@@ -261,7 +261,7 @@ class Job:
 
     @classmethod
     def _same(cls, folder: Path, request: Request) -> Job | None:
-        """The job of a folder if it was asked the same; None where a new one may be made.
+        """The job of a folder if its request is the same; None where a new one may be made.
 
         Raises:
             InputError: Neither.

@@ -21,7 +21,7 @@ from im3d.shared.names import STAGES
 
 # Seconds, for a machine that has not finished such a job yet.
 USUAL = dict(zip(STAGES, (3.0, 1.0, 4.0, 30.0, 5.0, 8.0, 5.0, 6.0), strict=True))
-PICTURE_SHARE = 0.9  # of the stage image, where the picture is drawn first
+PICTURE_SHARE = 0.9  # of the stage image, where the picture is generated first
 BLEND_SHARE = 0.4  # of the stage export
 # A new measurement counts this much against all before: machines are busier at times.
 RENEWAL = 0.4
@@ -58,7 +58,7 @@ def planned_steps(request: Request) -> list[Step]:
 
 
 def blend_step(request: Request) -> str | None:
-    """A step of its own for each .blend, since a job that is finished may be asked for another one."""
+    """A step of its own for each .blend, since a finished job may be resumed for another one."""
     return None if request.blend is None else f"blend {request.blend}"
 
 

@@ -22,11 +22,11 @@ from im3d.shared.protocol import Message, message
 Listener = Callable[[Message], None]
 # A preview a second is all that a panel can show; encoding more would slow the stage down.
 PREVIEW_SECONDS = 1.0
-# Where a stage says nothing for so long, as while a model is loaded, the share that is done goes on by itself,
+# Where a stage reports nothing for so long, as while a model is loaded, the fraction advances by itself,
 CREEP_S = 3.0
 # half of the way to the next report in the first so many seconds,
 HALF_WAY_S = 30.0
-# but not for ever: whoever hears nothing takes the job for hung.
+# but not for ever: a client that receives nothing takes the job for hung.
 MOST_S = 600.0
 # Share of its step that loading a model counts for.
 LOADING = 0.3
@@ -52,17 +52,17 @@ class StepRunner:
         self.listener = listener
         self.cancel = cancel
         self.progress = progress
-        self._telling = Lock()
+        self._sending = Lock()
 
     def report(self, stage: str, step: int, steps: int) -> None:
-        """Tells the listener how far the job is.
+        """Sends the job's progress to the listener.
 
         Raises:
             CancelledError: It was cancelled.
         """
         if self.cancel.is_set():
             raise CancelledError("Cancelled.")
-        with self._telling:
+        with self._sending:
             whole = {"fraction": round(self.progress.fraction, 4), "eta_s": self.progress.eta_s}
             self.listener(message("progress", self.job.folder.name, stage=stage, step=step, steps=steps, **whole))
 
@@ -181,7 +181,7 @@ def failures_recorded(job: Job) -> Iterator[None]:
 
 
 def explain(error: BaseException, log: str) -> Im3dError:
-    """The error a user is told about for any exception of a stage."""
+    """The error to report to the user for an exception of a stage."""
     if isinstance(error, Im3dError):
         return error
     if isinstance(error, KeyboardInterrupt):

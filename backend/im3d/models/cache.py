@@ -72,7 +72,7 @@ class ModelCache:
                 were read could never be moved outside of it.
 
         Returns:
-            A module, or an object with modules as attributes. Where its weights are is not said: whoever uses it moves
+            A module, or an object with modules as attributes. Its weights may be on any device: whoever uses it moves
             it (`module.to(device)`).
         """
         import torch

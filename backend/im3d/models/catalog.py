@@ -199,12 +199,12 @@ def unreadable(path: Path, reason: object = "") -> ModelError:
 
     Args:
         path: The file or folder.
-        reason: What the reader said.
+        reason: The message of the reader.
     """
     said = f" ({str(reason).splitlines()[0].rstrip('.')})" if str(reason).strip() else ""
     model = next((m for m in models().values() if path.is_relative_to(m.folder)), None)
     if model is None:
-        return ModelError(f"{path} does not hold the weights that it should{said}.", "Bring another copy.")
+        return ModelError(f"{path} does not hold the weights that it should{said}.", "Provide another copy.")
     if model.shipped:
         return ModelError(f"The weights of {model.name} cannot be read{said}.", "Install im3d again.")
     return ModelError(f"{path} is damaged{said}.", f"Download {model.title} again.", f"download {model.name}")

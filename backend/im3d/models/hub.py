@@ -236,7 +236,7 @@ def _listing(model: Model) -> tuple[str, list[RemoteFile]]:
         if not _sound(file):
             raise _not_trusted(f"lists {file.path[:80]!r}, which no model holds")
     if COMMIT.fullmatch(model.revision) and info.sha != model.revision:
-        raise _not_trusted(f"gives another revision of {model.repository} than was asked for")
+        raise _not_trusted(f"gives another revision of {model.repository} than was requested")
     if info.sha and not COMMIT.fullmatch(info.sha):
         raise _not_trusted(f"names no commit of {model.repository}")
     missing = [pattern for pattern in model.files if not any(fnmatchcase(f.path, pattern) for f in files)]
@@ -273,7 +273,7 @@ def _unharmed(model: Model) -> bool:
 
 
 def _hub_hashes(model: Model) -> dict[str, str]:
-    """Hashes by path from the hub, or none when it cannot be asked."""
+    """Hashes by path from the hub, or none where it cannot be reached."""
     if _offline():
         return {}
     try:
@@ -453,7 +453,7 @@ def _offline() -> bool:
 
 
 def _silent_bar() -> Any:
-    """A tqdm that draws nothing: `Progress` tells how far the download is."""
+    """A tqdm without output: `Progress` reports the download."""
     from tqdm import tqdm
 
     class Silent(tqdm):

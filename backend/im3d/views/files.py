@@ -186,7 +186,7 @@ def _isolated(
 
 
 def _square(pictures: Sequence[FloatArray], fov_deg: float) -> tuple[FloatArray, float]:
-    """Pictures brought to one square about their centre, which is the optical centre, and the square's field of view.
+    """Pictures padded or cropped to a square about their centre, the optical centre, and its field of view.
 
     The square keeps the height unless the object reaches beyond it to the sides.
 

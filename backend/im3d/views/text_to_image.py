@@ -1,7 +1,7 @@
 """A picture from a sentence: the first stage of a job that has no picture (paper, figure 2).
 
 The models are those of models.toml, in the layout of diffusers' pipelines; nothing is fetched here. A model is loaded,
-draws one picture and is gone again, since the orbit model needs the memory next.
+makes one picture and is freed, since the orbit model needs the memory next.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ _MOTION_WORDS = re.compile(rf"\b(?:{'|'.join(_MOTION.split())}|{_MOTION_PHRASES}
 
 
 def choose_image_model(settings: ImageSettings) -> str:
-    """The name of the text-to-image model: the one asked for, or with "auto" the first that is installed.
+    """The name of the text-to-image model: the requested one, or with "auto" the first that is installed.
 
     Raises:
-        InputError: The settings ask for a picture that no model draws.
+        InputError: The settings describe a picture that no model can make.
         ModelError: It is not installed; the message names the command that gets it and its size.
     """
     if settings.size % 16 or settings.size < 0 or settings.steps < 0:
         raise InputError(
-            f"A picture of {settings.size} pixels in {settings.steps} steps cannot be drawn.",
+            f"A picture of {settings.size} pixels in {settings.steps} steps cannot be made.",
             "Use a multiple of 16 for image.size, a number from 1 for image.steps, or 0 for what suits the model.",
         )
     if settings.model != "auto":
@@ -96,7 +96,7 @@ def choose_image_model(settings: ImageSettings) -> str:
     if found is None:
         default = find_model(names[0])
         raise ModelError(
-            "No model that draws a picture from a sentence is installed.",
+            "No text-to-image model is installed.",
             f"Download {default.title} ({default.size}), or start from a picture.",
             f"download {default.name}",
         )
@@ -128,7 +128,7 @@ def draw_picture(
         prompt: One sentence.
         model: Name of an installed text-to-image model.
         settings: Whether words are added to the prompt, and how memory is spent.
-        seed: Of the noise, which is drawn on the CPU and so the same on every machine.
+        seed: Of the noise, which is sampled on the CPU and so the same on every machine.
         device: Where to compute.
         progress: Told of each denoising step.
 
@@ -223,7 +223,7 @@ def _read_pipeline(model: str, folder: Path, device: torch.device, mode: str) ->
 
 
 def choose_memory(wanted: ImageMemory, folder: Path, device: torch.device) -> str:
-    """The memory mode asked for, or with "auto" the first that the free GPU memory allows; on the CPU "whole".
+    """The requested memory mode, or with "auto" the first that the free GPU memory allows; on the CPU "whole".
 
     Raises:
         OutOfMemoryError: Even the smallest does not fit.

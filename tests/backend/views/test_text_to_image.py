@@ -258,7 +258,7 @@ class TestMemory:
 class TestChoice:
     def test_auto_is_the_first_that_is_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IM3D_HOME", str(tmp_path))
-        with pytest.raises(ModelError, match="No model that draws") as caught:
+        with pytest.raises(ModelError, match="No text-to-image model") as caught:
             choose_image_model(ImageSettings())
         assert caught.value.remedy == "download flux2_klein"
         for name in ("sdxl", "flux2_klein"):
@@ -273,7 +273,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("settings", [ImageSettings(size=500), ImageSettings(size=-16), ImageSettings(steps=-1)])
     def test_a_picture_that_cannot_be_drawn(self, settings: ImageSettings) -> None:
-        with pytest.raises(InputError, match="cannot be drawn"):
+        with pytest.raises(InputError, match="cannot be made"):
             choose_image_model(settings)
 
 

@@ -1,7 +1,7 @@
 """Orbits by Stable Video 3D (Voleti et al. 2024), the closest public relative of the paper's generator (3.1).
 
-The model draws K views at azimuths 360°·k/K for k = 1 … K: its last view is the input view. This module rolls them by
-one, so that outside of it view 0 is the input view and positive azimuths turn as in `im3d.core.orbit`.
+The model generates K views at azimuths 360°·k/K for k = 1 … K: its last view is the input view. This module rolls them
+by one, so that outside of it view 0 is the input view and positive azimuths turn as in `im3d.core.orbit`.
 
 Sampling is that of the paper (3.4): DPM-Solver++ from pure noise for the first orbit, and from noised latents of the
 splats' renders for a refinement. The denoiser is EDM's with σ_data = 1 and v-prediction F:
@@ -52,13 +52,13 @@ FloatArray = NDArray[np.float32]
 Name = Literal["sv3d_u", "sv3d_p"]
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
-# What sv3d_p is told when nobody knows the elevation: in the middle of its training range of −5° … 30°.
+# The elevation that sv3d_p receives where none is known: in the middle of its training range of −5° … 30°.
 DEFAULT_ELEVATION_DEG = 12.0
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the U-Net is told of the subject, on its device.
+    """The conditioning of the U-Net, on its device.
 
     Attributes:
         context: (1, 1, C) projected image embedding.
@@ -79,7 +79,7 @@ class Sv3dGenerator:
     Args:
         name: Which of the two.
         device: Where to compute.
-        elevation_deg: Elevation of the cameras. `sv3d_p` draws the orbit there; for `sv3d_u` it is only recorded.
+        elevation_deg: Elevation of the cameras. An input of `sv3d_p`; for `sv3d_u` it is only recorded.
         views: K; 21 as trained, 16 as in the paper.
         size: Side of the views, a multiple of 64; 576 as trained, 512 as in the paper.
         steps: Denoising steps of the first orbit.
@@ -93,7 +93,7 @@ class Sv3dGenerator:
         compiled: Whether the U-Net's blocks are compiled at their first use (`sv3d_compile`).
 
     Raises:
-        InputError: A size or a number of steps that it cannot draw, or nothing can be compiled here.
+        InputError: The size or the number of steps does not suit, or nothing can be compiled here.
     """
 
     framing = DEFAULT_RATIO
@@ -123,9 +123,9 @@ class Sv3dGenerator:
         compiled: bool = False,
     ) -> None:
         if size % (LATENT_STRIDE * UNET_STRIDE):
-            raise InputError(f"SV3D cannot draw views of {size} pixels.", "Use a multiple of 64, such as 512 or 576.")
+            raise InputError(f"SV3D cannot make views of {size} pixels.", "Use a multiple of 64, such as 512 or 576.")
         if steps < 1:
-            raise InputError(f"SV3D cannot draw in {steps} steps.", "Use sv3d.steps from 1; the default is 20.")
+            raise InputError(f"SV3D cannot sample in {steps} steps.", "Use sv3d.steps from 1; the default is 20.")
         if name == "sv3d_p" and elevation_deg is None:
             elevation_deg = DEFAULT_ELEVATION_DEG
         self.name: str = name
@@ -159,8 +159,8 @@ class Sv3dGenerator:
         """Renders of the splats, noised and denoised again; see `Generator.refine`.
 
         Args:
-            renders: Views of this generator's azimuths. For `sv3d_p` their elevation may be another one: the model is
-                told it.
+            renders: Views of this generator's azimuths. For `sv3d_p` their elevation may be any: it is an input of
+                the model.
         """
         if renders.orbit.azimuths_deg != self.orbit.azimuths_deg:
             raise ValueError("the renders are not of this generator's azimuths")
@@ -194,13 +194,13 @@ class Sv3dGenerator:
                 x = dpm_solver_2m(self.denoiser(conditioning), x, sigmas, lambda i, _, __: progress(i, steps))
             rgba = self.cut_outs(self.decode(in_orbit_order(x)), orbit)
         if self.name == "sv3d_u" or orbit.elevation_deg == self.orbit.elevation_deg:
-            # The model redraws its input view; the input itself is truer. `sv3d_u` always draws at its elevation.
+            # The model generates its input view again; the input itself is truer. `sv3d_u` always keeps its elevation.
             rgba[self.input_frame] = picture
         progress(steps, steps, rgba[0])
         return OrbitViews(rgba, orbit)
 
     def condition(self, picture: FloatArray, orbit: Orbit) -> Conditioning:
-        """What the U-Net is told of a picture (S, S, 3) on white and of the cameras of `orbit`."""
+        """The conditioning by a picture (S, S, 3) on white and by the cameras of `orbit`."""
         networks, mode = self._loaded(), self._chosen_mode()
         pixels = _as_pixels([picture]).to(self._device)
         with placed(networks.image_encoder, self._device, mode):
@@ -265,7 +265,7 @@ class Sv3dGenerator:
     def cut_outs(self, pictures: Iterable[FloatArray], orbit: Orbit) -> FloatArray:
         """Drawn views (S, S, 3), whose backgrounds are nearly white, with alpha, (K, S, S, 4).
 
-        The work is done on all of the processor's cores, most of it while others are drawn.
+        The work is done on all of the processor's cores, most of it while other views are decoded.
 
         Raises:
             InputError: A view shows no object; of several, the first one is named.
@@ -345,5 +345,5 @@ def _as_pixels(pictures: FloatArray | list[FloatArray]) -> Tensor:
 
 
 def _noise_generator(seed: int) -> torch.Generator:
-    """Noise drawn on the CPU is the same on every machine."""
+    """Noise sampled on the CPU is the same on every machine."""
     return torch.Generator("cpu").manual_seed(seed)
