@@ -56,6 +56,12 @@ class OutOfMemoryError(Im3dError):
     exit_status = 4
 
 
+class WorkerDiedError(Im3dError):
+    """The process that worked on the job is gone; the job can be resumed from its last finished step."""
+
+    code = "worker_died"
+
+
 class DiskError(Im3dError):
     """The disk is full or failed while results were written."""
 

@@ -1,4 +1,4 @@
-"""One backend process: started on demand, heard without blocking, ended without a trace.
+"""One backend process: started on demand, read without blocking, ended with all its children.
 
     backend = Backend(command, log, environment)
     backend.start()
@@ -14,9 +14,6 @@ megabytes are kept.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
 import signal
 import subprocess
@@ -28,10 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ...backend.im3d.shared.pipes import read_messages
+from ...backend.im3d.shared.processes import Child
 from . import protocol
+from .log import Log
 
 State = Literal["stopped", "starting", "ready", "failed"]
-LOG_BYTES = 4 << 20  # the log is begun anew, and the one before kept, when it reaches this size
 PING_S = 20.0  # a backend on another machine ends when it hears nothing for long; Blender's timers may stand still
 MESSAGES_A_POLL = 500  # so that a flood costs one tick milliseconds
 
@@ -103,7 +102,7 @@ class Backend:
         self.environment = None if environment is None else dict(environment)
         self._deadlines = deadlines or Deadlines()
         self._clock = clock
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._pipes: _Pipes | None = None
         self._started = self._heard = 0.0
         self._asked: float | None = None
@@ -116,23 +115,14 @@ class Backend:
         self._started = self._heard = self._clock()
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            self._process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self.environment,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-                # A group of its own: Ctrl-C in Blender's terminal is not meant for it, and it can be killed whole.
-                start_new_session=sys.platform != "win32",
-            )
+            self._process = Child(self.command, self.environment, stdin=subprocess.PIPE)
         except FileNotFoundError:
             self._fail("backend_missing", "The backend is not installed.", "Install it, or choose its folder.")
             return
         except OSError as error:
             self._fail("backend_missing", f"The backend cannot be started: {error.strerror}.", "Install it again.")
             return
-        self._pipes = _Pipes(self._process, self.log)
+        self._pipes = _Pipes(self._process, Log(self.log))
         self.state = "starting"
 
     def send(self, message: dict[str, Any]) -> None:
@@ -141,10 +131,10 @@ class Backend:
             self._pipes.outgoing.put(protocol.encode(message))
 
     def poll(self) -> list[dict[str, Any]]:
-        """The messages since the last call, hello and pong excepted; enforces the deadlines. Never blocks."""
+        """The messages since the last call, except hello and pong; enforces the deadlines. Never blocks."""
         if self._process is None or self._pipes is None or self.state not in ("starting", "ready"):
             return []
-        # In this order: what a dead process still said is in the pipes' queue when both facts are known.
+        # In this order: once the process and its reader have ended, its last messages are in the queue.
         ended = self._process.poll() is not None and not self._pipes.reading
         messages = self._received()
         if self.state in ("starting", "ready"):
@@ -159,9 +149,7 @@ class Backend:
         if self._process is not None and self._pipes is not None:
             self.send(protocol.message("shutdown"))
             self._pipes.outgoing.put(None)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=grace_s)
-            self._kill()
+            self._kill(grace_s)
         self.state, self.hello = "stopped", None
 
     def _received(self) -> list[dict[str, Any]]:
@@ -199,29 +187,14 @@ class Backend:
         self.state, self.hello = "failed", None
         self._kill()
 
-    def _kill(self) -> None:
+    def _kill(self, grace_s: float = 0.0) -> None:
         """Ends the process and its children, and waits for the end: a killed process leaves at once."""
         process, self._process = self._process, None
         pipes, self._pipes = self._pipes, None
-        if process is None:
-            return
-        if sys.platform == "win32":
-            if process.poll() is None:
-                tree = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
-                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                    subprocess.run(
-                        tree, capture_output=True, check=False, timeout=10, creationflags=subprocess.CREATE_NO_WINDOW
-                    )
-        else:
-            # Also after its end: children of the same group may live on.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        # One that is stuck in the kernel, e.g. on a dead network drive, is left to it.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
+        if process is not None:
+            process.end(grace_s)
         if pipes is not None:
-            pipes.close()
+            pipes.outgoing.put(None)  # lets the writer go; readers end by themselves with their pipes
 
 
 def _death(status: int) -> str:
@@ -232,44 +205,30 @@ def _death(status: int) -> str:
 
 
 class _Pipes:
-    """The threads on a process's pipes: one writes stdin, one reads stdout, one carries stderr to the log."""
+    """The threads on a process's pipes: one writes stdin, one reads stdout, one copies stderr to the log."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: Child, log: Log) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stderr is not None
         self.incoming: queue.SimpleQueue[dict[str, Any] | Failure] = queue.SimpleQueue()
         self.outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._log = _Log(log)
-        self._streams = (process.stdin, process.stdout, process.stderr)
-        self._reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
-        others = [(self._write, process.stdin), (self._carry, process.stderr)]
-        for thread in (self._reader, *(threading.Thread(target=f, args=(s,), daemon=True) for f, s in others)):
-            thread.start()
+        self._log = log
+        process.pump(process.stderr, log.write)
+        self._reader = read_messages(process.stdout, self.incoming.put, self._refuse, lambda: None)
+        threading.Thread(target=self._write, args=(process.stdin,), daemon=True).start()
 
     @property
     def reading(self) -> bool:
         """Whether more may come from stdout."""
         return self._reader.is_alive()
 
-    def close(self) -> None:
-        """After the process's end: lets the writer go. Readers end by themselves with their pipes."""
-        self.outgoing.put(None)
-
-    def _read(self, stream: IO[bytes]) -> None:
-        with stream:
-            while line := stream.readline(protocol.MAX_LINE + 1):
-                try:
-                    self.incoming.put(protocol.decode(line))
-                except protocol.ProtocolError as error:
-                    foreign = _foreign_version(line)
-                    if foreign is not None:
-                        self.incoming.put(foreign)
-                        return
-                    self._log.write(f"not a message: {error}\n".encode("utf-8", "backslashreplace"))
-                # What is left of a line that is too long is not the next one.
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(protocol.MAX_LINE)
+    def _refuse(self, error: protocol.ProtocolError) -> None:
+        if error.version is None:
+            self._log.write(f"not a message: {error}\n".encode("utf-8", "backslashreplace"))
+        else:
+            older = "add-on" if error.version > protocol.VERSION else "backend"
+            message = f"The {older} is older than its other half."
+            self.incoming.put(Failure("protocol", message, f"Update the {older}."))
 
     def _write(self, stream: IO[bytes]) -> None:
         try:
@@ -286,38 +245,3 @@ class _Pipes:
             return self.outgoing.get(timeout=PING_S)
         except queue.Empty:
             return protocol.encode(protocol.message("ping"))
-
-    def _carry(self, stream: IO[bytes]) -> None:
-        with stream:
-            while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
-                self._log.write(data)
-
-
-def _foreign_version(line: bytes) -> Failure | None:
-    """The failure, if the line is a message of another protocol version."""
-    try:
-        version = json.loads(line)["v"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    if not isinstance(version, int) or version == protocol.VERSION:
-        return None
-    older = "add-on" if version > protocol.VERSION else "backend"
-    return Failure("protocol", f"The {older} is older than its other half.", f"Update the {older}.")
-
-
-class _Log:
-    """A file of bounded size, with one predecessor. A log that cannot be written never stops anything."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-
-    def write(self, data: bytes) -> None:
-        with self._lock:
-            try:
-                if self._path.exists() and self._path.stat().st_size > LOG_BYTES:
-                    self._path.replace(self._path.with_name(self._path.name + ".1"))
-                with open(self._path, "ab") as file:
-                    file.write(data)
-            except OSError:
-                pass

@@ -1,13 +1,14 @@
-"""The jobs that were asked for, one after the other, over all accidents of the backend.
+"""The queue of jobs, one after the other, surviving backend crashes.
 
     queue = JobQueue(backend, jobs_folder)
     job = queue.submit(request)
     changed = queue.tick()            # from Blender's timer
     queue.close()
 
-The backend is given one job at a time, and is started when there is one. When it dies, the job that it was working on
-goes on from its last finished step, once; when it dies again, the job fails and can be resumed by hand. What was asked
-lies in each job's folder (`queued.json`), so that a job outlives Blender.
+The backend is given one job at a time, and is started when there is one. When it or its worker dies, the job is resumed
+from its last finished step; a second death in the same stage is the job's failure. A backend that does not cancel in
+time, or reports nothing for long, is ended. Each job's request lies in its folder (`queued.json`), so that a job
+outlives Blender.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from .session_lock import SessionLock, is_alive
 from .transfer import NEEDED, Transfer, outgoing, results, store_preview
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
-# A job that reports nothing for so long has hung; loading a large model from a slow disk is the longest silence known.
+# A job that reports nothing for so long hangs; the longest known silence is loading a large model from a slow disk.
 SILENCE_S = 1800.0
-# From asking a job to stop to its end; a step of a large model can take half a minute.
+# From the first cancel message to a second one, which ends the worker; a step of a large model can take half a minute.
 CANCEL_S = 60.0
-ATTEMPTS = 2
+# From the second cancel message to the end of the backend.
+SECOND_CANCEL_S = 15.0
 SESSIONS = ".sessions"
 
 
@@ -44,11 +46,10 @@ class QueuedJob:
     Attributes:
         id: Name of its folder.
         folder: Where it and everything it makes lies.
-        request: As the protocol's `submit` has it.
-        state: How it stands.
+        request: As in the protocol's `submit`.
+        state: See `JobState`.
         stage: The running stage, "" before the first; "send" and "fetch" are those of a remote job's files.
-        step: Of the stage, of
-        steps: so many.
+        step, steps: Of the stage.
         fraction: Share of the whole job that is done, 0 to 1, never falling: where work is done once more, what is left
             of the bar is for what is left of the work.
         eta_s: Seconds left for the whole job, None while unknown.
@@ -58,6 +59,8 @@ class QueuedJob:
         failure: Why it failed, or None.
         result: Its result.json, or None.
         submitted_at: Seconds since the epoch.
+        attempts: How often the backend was given it.
+        died_in: The stages in which the backend or its worker died.
     """
 
     id: str
@@ -76,18 +79,19 @@ class QueuedJob:
     result: Path | None = None
     submitted_at: float = 0.0
     attempts: int = 0
-    # The backend's last word on its share, and where it and ours stood when it last began anew.
-    _told: float = 1.0
+    died_in: list[str] = field(default_factory=list)
+    # The fraction that the backend reported last; that and ours when the work last restarted.
+    _reported: float = 1.0
     _anchor: tuple[float, float] = (0.0, 0.0)
 
-    def advance(self, told: float) -> None:
-        """Takes over the share that the backend says is done; less than it said before means that it began anew."""
-        told = min(max(told, 0.0), 1.0)
-        if told < self._told:
-            self._anchor = (told, max(self.fraction, told))
-        self._told = told
+    def advance(self, reported: float) -> None:
+        """Takes over the fraction that the backend reports; a lower one than before means that it repeats work."""
+        reported = min(max(reported, 0.0), 1.0)
+        if reported < self._reported:
+            self._anchor = (reported, max(self.fraction, reported))
+        self._reported = reported
         theirs, ours = self._anchor
-        left = (told - theirs) / (1 - theirs) if theirs < 1 else 1.0
+        left = (reported - theirs) / (1 - theirs) if theirs < 1 else 1.0
         self.fraction = max(self.fraction, ours + left * (1 - ours))
 
 
@@ -102,7 +106,7 @@ class JobQueue:
             runs on this one.
 
     Attributes:
-        jobs: In the order in which they were asked for.
+        jobs: In the order of submission.
     """
 
     def __init__(
@@ -118,7 +122,8 @@ class JobQueue:
         self._clock = clock
         self._lock: SessionLock | None = None
         self._heard = 0.0
-        self._cancel_asked: float | None = None
+        self._cancelled_at: float | None = None
+        self._cancelled_twice = False
         self._changed: list[QueuedJob] = []
         self._files_command = files_command
         # A remote job's files on their way: before it is submitted, and after its end.
@@ -126,7 +131,7 @@ class JobQueue:
         self._submission: dict[str, Any] = {}
         self._far_failure: Failure | None = None
 
-    # ---------------------------------------------------------------- what the user asks
+    # ---------------------------------------------------------------- commands of the user
 
     def submit(self, request: dict[str, Any]) -> QueuedJob:
         """Queues a new job; its folder exists when this returns.
@@ -170,8 +175,8 @@ class JobQueue:
             self._end(job, "cancelled")
         elif job.state == "running" and self._transfer is not None:
             self._end(job, "cancelled")  # the other machine has not begun it, or is done with it
-        elif job.state == "running" and self._cancel_asked is None:
-            self._cancel_asked = self._clock()
+        elif job.state == "running" and self._cancelled_at is None:
+            self._cancelled_at = self._clock()
             self.backend.send(protocol.message("cancel", id))
 
     def remove(self, id: str) -> None:
@@ -213,10 +218,10 @@ class JobQueue:
             self._lock.release()
             self._lock = None
 
-    # ---------------------------------------------------------------- what time brings
+    # ---------------------------------------------------------------- periodic update
 
     def tick(self) -> list[QueuedJob]:
-        """Hears the backend and gives it the next job; returns the jobs that changed. Never blocks."""
+        """Handles the backend's messages and gives it the next job; returns the jobs that changed. Never blocks."""
         for message in self.backend.poll():
             self._take(message)
         if self.backend.state == "failed" and self.backend.failure is not None:
@@ -238,7 +243,7 @@ class JobQueue:
             return
         waiting.state, waiting.failure = "running", None
         waiting.attempts += 1
-        self._heard, self._cancel_asked = self._clock(), None
+        self._heard, self._cancelled_at, self._cancelled_twice = self._clock(), None, False
         self._write(waiting)
         self._far_failure = None
         if self._files_command is not None:
@@ -263,7 +268,7 @@ class JobQueue:
         self._transfer = Transfer(self._files_command, kind, files, self.backend.environment, self._clock)
 
     def _move_files(self) -> None:
-        """Looks after the files on their way; when the last one is there, the job begins, or has come home."""
+        """Watches the running transfer; after it the job begins, or its result is complete."""
         job, transfer = self._running(), self._transfer
         if job is None or transfer is None:
             return
@@ -321,6 +326,8 @@ class JobQueue:
             failure = Failure(*(str(message[k]) for k in ("code", "message", "hint", "log", "remedy")))
             if failure.code == "cancelled":
                 self._end(job, "cancelled")
+            elif failure.code == "worker_died" and self._try_again(job):
+                pass
             elif failure.log and self._files_command is not None:
                 self._far_failure = failure  # with its log, which lies there
                 self._begin_transfer(job, "get", [(job.folder / "log.txt", f"{job.id}/log.txt")])
@@ -346,30 +353,41 @@ class JobQueue:
         self._end(job, "done")
 
     def _backend_failed(self, failure: Failure) -> None:
-        """A job that was running is tried once more; one that could not even be begun fails with the reason."""
+        """A running job is resumed or cancelled; when none runs, those that wait fail: the backend does not start."""
         self.backend.stop(grace_s=0.0)
         if self._transfer is not None and self._transfer.kind == "get":
             return  # the job is over there, and its files come by themselves
         self._drop_transfer()
         job = self._running()
-        if job is not None and self._cancel_asked is not None:
+        if job is not None and self._cancelled_at is not None:
             self._end(job, "cancelled")
-        elif job is not None and job.attempts < ATTEMPTS and failure.code != "protocol":
-            job.state = "waiting"
-            self._write(job)
-            self._changed.append(job)
         elif job is not None:
-            self._end(job, "failed", failure)
+            if failure.code == "protocol" or not self._try_again(job):
+                self._end(job, "failed", failure)
         else:
             for waiting in [j for j in self.jobs if j.state == "waiting"]:
                 self._end(waiting, "failed", failure)
+
+    def _try_again(self, job: QueuedJob) -> bool:
+        """Requeues a job whose process died; False when one has died in the same stage before."""
+        if job.stage in job.died_in:
+            return False
+        job.died_in.append(job.stage)
+        job.state = "waiting"
+        self._write(job)
+        self._changed.append(job)
+        return True
 
     def _enforce_deadlines(self) -> None:
         job = self._running()
         if job is None:
             return
         now = self._clock()
-        if self._cancel_asked is not None and now - self._cancel_asked > CANCEL_S:
+        waited = now - self._cancelled_at if self._cancelled_at is not None else 0.0
+        if waited > CANCEL_S and not self._cancelled_twice:
+            self._cancelled_twice = True
+            self.backend.send(protocol.message("cancel", job.id))
+        elif waited > CANCEL_S + SECOND_CANCEL_S:
             self._backend_failed(Failure("cancelled", "The backend did not stop in time and was ended."))
         elif now - self._heard > SILENCE_S:
             log = str(job.folder / "log.txt")
@@ -400,7 +418,7 @@ class JobQueue:
             self._lock = SessionLock(self._folder / SESSIONS)
 
     def _write(self, job: QueuedJob) -> None:
-        """Keeps what was asked; a full disk must not stop a job that is running."""
+        """Writes the request and state; a full disk must not stop a job that is running."""
         content = {
             "request": job.request,
             "state": job.state,
@@ -425,7 +443,7 @@ def new_id(name: str) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """What was asked of the job in a folder; None when there is none. A job of the command line counts too."""
+    """The request and state of the job in a folder, also of the command line's; None when there is none."""
     for name in (QUEUED_FILE, REQUEST_FILE):
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))

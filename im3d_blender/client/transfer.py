@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ...backend.im3d.shared.file_stream import DamagedError, EndedEarlyError, Entry
+from ...backend.im3d.shared.processes import Child
 from . import file_stream
 from .backend import Failure
 
@@ -68,7 +67,7 @@ class Transfer:
         self._moved_at = clock()
         self._stop = threading.Event()
         self._lock = threading.Lock()  # between starting a process and ending it
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -186,21 +185,13 @@ class Transfer:
             self.failure = failure
             self.state = "done" if failure is None else "failed"
 
-    def _start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _start(self, errors: IO[bytes]) -> Child:
         with self._lock:
             if self._stop.is_set():
                 raise EndedEarlyError("it was cancelled")
             self._moved_at = self._clock()
             try:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=self._environment,
-                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-                    start_new_session=sys.platform != "win32",
-                )
+                self._process = Child(self._command, self._environment, stdin=subprocess.PIPE, stderr=errors)
             except OSError as error:
                 raise EndedEarlyError(f"{self._command[0]} cannot be started ({error.strerror})") from error
             return self._process
@@ -208,14 +199,8 @@ class Transfer:
     def _end_process(self) -> None:
         with self._lock:
             process, self._process = self._process, None
-        if process is None:
-            return
-        if sys.platform != "win32":
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # with what ssh started, e.g. to reach a proxy
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
+        if process is not None:
+            process.end()  # with what ssh started, e.g. to reach a proxy
 
 
 def outgoing(job_id: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
@@ -258,7 +243,7 @@ def store_preview(folder: Path, data: object) -> Path | None:
     return folder / "preview.png"
 
 
-def _last_words(process: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
+def _last_words(process: Child, errors: IO[bytes]) -> str:
     """What ssh said last before it ended, e.g. that the host is unknown."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=2)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from typing import Literal
+
+from ...backend.im3d.shared.processes import query_nvidia
 
 Accelerator = Literal["cpu", "mps", "cu126", "cu130"]
 # The oldest NVIDIA driver that runs programs built with each CUDA release, and the oldest cards these are built for.
@@ -24,23 +24,8 @@ def detect() -> Accelerator:
 
 
 def _ask_driver() -> str:
-    """What nvidia-smi says of the driver and the cards, a line each; "" when there is none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    command = [tool, "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+    """Version of the driver and compute capability of each card, a line each; "" when there is none."""
+    return query_nvidia("driver_version,compute_cap", 10.0)
 
 
 def parse_cards(text: str) -> tuple[int, float]:

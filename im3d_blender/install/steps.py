@@ -15,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...backend.im3d.shared.processes import Child
 from ..client.environment import child_environment, python_in
+from ..client.log import Log
 from .failures import Code, InstallError, explained
 from .spec import InstallSpec, source_files
 
@@ -222,34 +224,31 @@ class Steps:
             InstallCancelledError: The user stopped it.
         """
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self._environment(),
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-                start_new_session=sys.platform != "win32",
-            )
+            process = Child(command, self._environment(), stderr=subprocess.STDOUT)
         except OSError as error:
             raise self._error("install", f"{command[0]}: {error.strerror}.") from error
-        said = _Output(process, self.log)
+        log, tail = Log(self.log), bytearray()
+
+        def keep(data: bytes) -> None:
+            tail.extend(data)
+            del tail[:-TAIL]
+            log.write(data)
+
+        process.pump(process.stdout, keep)
         try:
             while process.poll() is None:
                 if self.cancel.wait(0.05):
                     raise InstallCancelledError
                 self._tick()
-                if time.monotonic() - said.heard > silence_s:
+                if time.monotonic() - process.heard > silence_s:
                     raise self._error("silent")
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            said.finish()
-        self._last_words = said.tail
+            process.end()
+            process.drain()
+        self._last_words = tail.decode("utf-8", "replace")
         if process.returncode != 0:
-            raise explained(said.tail, str(self.log))
-        return said.tail
+            raise explained(self._last_words, str(self.log))
+        return self._last_words
 
     def _environment(self) -> dict[str, str]:
         cache = self.home / "cache"
@@ -267,33 +266,6 @@ class Steps:
 
     def _error(self, code: Code, message: str = "") -> InstallError:
         return InstallError(code, str(self.log), message)
-
-
-class _Output:
-    """Reads what a command prints, on a thread, into the log; keeps its end."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.heard = time.monotonic()
-        self.tail = ""
-        self._process = process
-        self._log = log
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def finish(self) -> None:
-        self._thread.join(timeout=5)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stream:
-            while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
-                self.heard = time.monotonic()
-                self.tail = (self.tail + data.decode("utf-8", "replace"))[-TAIL:]
-                try:
-                    with open(self._log, "ab") as file:
-                        file.write(data)
-                except OSError:
-                    pass  # a full disk is found out by the command itself
 
 
 def write_json(path: Path, content: object) -> None:

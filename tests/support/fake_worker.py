@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from im3d.jobs.job import Job
-from im3d.service.pipes import Outgoing, read_messages
+from im3d.shared.pipes import Outgoing, read_messages
 from im3d.shared.processes import bound, kill_own_family
 from im3d.shared.protocol import Message, message
 

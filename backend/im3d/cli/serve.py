@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder = home_folder() / "remote"
     if args.files:
-        from im3d.service.pipes import incoming, own_stdout
         from im3d.service.remote_files import serve_files
+        from im3d.shared.pipes import incoming, own_stdout
 
         return serve_files(folder, incoming(), own_stdout())
     remote = folder if args.remote else None

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from im3d.core.memory import give_back_memory, limit_malloc_arenas
 from im3d.models.cache import MODELS
-from im3d.service.pipes import Outgoing, incoming, read_messages
+from im3d.shared.pipes import Outgoing, incoming, read_messages
 from im3d.shared.processes import kill_own_family
 from im3d.shared.protocol import Message, message
 

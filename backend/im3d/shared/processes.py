@@ -1,8 +1,7 @@
-"""Child processes that end with the one that started them, however that one ends.
+"""Child processes: started, listened to, and ended with everything that they have started.
 
-What was started with `bound` is killed with its parent: by the kernel on Linux, by a job object on Windows. Where there
-is neither (macOS), and for what a child starts itself, a process with a group of its own (`OWN_GROUP`) is killed with
-its whole group by `kill_family`.
+A `Child` is killed with its whole group. A command in the form of `bound` is also killed with its parent, however that
+one ends: by the kernel on Linux, by a job object on Windows. On macOS, which has neither, the group must do.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 # Asks the kernel to kill this process with its parent, then becomes the command. A parent that died in between is
 # noticed by the process having another one. (Between fork and exec of a process with threads no Python may run.)
@@ -43,8 +44,110 @@ _OF_PYTHON = frozenset(
         "__PYVENV_LAUNCHER__",
     }
 )
-# For `subprocess.Popen`: the child leads a process group.
-OWN_GROUP: dict[str, Any] = {} if sys.platform == "win32" else {"process_group": 0}
+# A killed process that is not gone by then is stuck in the kernel, e.g. on a dead network drive, and is left to it.
+STUCK_S = 5.0
+
+
+class Child(subprocess.Popen[bytes]):
+    """A process in a session of its own: Ctrl-C in our terminal does not reach it, and it is killed with its children.
+
+    Its stdin is empty and its stdout and stderr are pipes, unless `streams` names others. On Windows it has no console.
+
+    Args:
+        command: Program and arguments.
+        environment: All its environment variables; None: those of this process.
+        clock: Seconds, monotonic.
+        streams: `stdin`, `stdout` and `stderr` of `subprocess.Popen`.
+
+    Raises:
+        OSError: It cannot be started.
+
+    Attributes:
+        heard: When something last came through a pump (or when it was started), by `clock`.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **streams: Any,
+    ) -> None:
+        self.heard = clock()
+        self._clock = clock
+        self._pumps: list[threading.Thread] = []
+        super().__init__(
+            list(command),
+            env=environment,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            start_new_session=sys.platform != "win32",
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+        )
+
+    def pump(self, stream: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
+        """Passes on what the process writes into one of its pipes, from a daemon thread, until the end of the pipe."""
+        assert stream is not None
+
+        def run() -> None:
+            with stream:
+                while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
+                    self.heard = self._clock()
+                    take(data)
+
+        self._pumps.append(threading.Thread(target=run, daemon=True))
+        self._pumps[-1].start()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended and all that it wrote has gone through the pumps."""
+        return self.poll() is not None and not any(pump.is_alive() for pump in self._pumps)
+
+    def drain(self) -> None:
+        """After the end: waits for the rest in its pipes, but not long for a pipe that another process holds open."""
+        for pump in self._pumps:
+            pump.join(STUCK_S)
+
+    def end(self, grace_s: float = 0.0) -> int:
+        """Waits up to `grace_s` for its end, then kills it with all that it started; returns its exit status.
+
+        Closing its stdin, or whatever else asks it to end, is up to the caller.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(timeout=grace_s)
+        if sys.platform == "win32":
+            if self.poll() is None:
+                tree = ["taskkill", "/T", "/F", "/PID", str(self.pid)]
+                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                    subprocess.run(tree, capture_output=True, timeout=10, creationflags=subprocess.CREATE_NO_WINDOW)
+        else:
+            # Also after its own end: processes that it started may live on.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(timeout=STUCK_S)
+        return -9 if self.returncode is None else self.returncode
+
+
+def query_nvidia(fields: str, timeout_s: float) -> str:
+    """What the graphics driver answers, a line for each GPU; "" where there is none, or it does not answer.
+
+    Args:
+        fields: As `nvidia-smi --query-gpu` takes them, separated by commas.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    try:
+        child = Child([tool, f"--query-gpu={fields}", "--format=csv,noheader"], stderr=subprocess.DEVNULL)
+    except OSError:
+        return ""
+    try:
+        output = child.communicate(timeout=timeout_s)[0]
+    except subprocess.TimeoutExpired:
+        child.kill()  # without waiting for its end: with a broken driver that never comes
+        return ""
+    return output.decode("utf-8", "replace").strip() if child.returncode == 0 else ""
 
 
 def bound(command: Sequence[str]) -> list[str]:
@@ -68,14 +171,6 @@ def bound(command: Sequence[str]) -> list[str]:
 def environment_without_python() -> dict[str, str]:
     """This process's environment variables, for a child that has a Python of its own."""
     return {name: value for name, value in os.environ.items() if name not in _OF_PYTHON}
-
-
-def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """Kills a process that was started with `OWN_GROUP`, and what it started; also when it has ended itself."""
-    if sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
 
 
 def kill_own_family() -> None:

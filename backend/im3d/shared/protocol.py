@@ -8,7 +8,7 @@ To the backend
     submit {request, job}       run a job in the folder `job`: the request as in request.json, where every field but the
                                 source may be left out, and `settings` holds changes of the preset
     resume {job}                continue the job in this folder
-    cancel {}                   stop the job `id`; it stays resumable
+    cancel {}                   stop the job `id`; it stays resumable; a second cancel ends its process at once
     free_memory {}              drop the models that are kept for the next job
     ping {}                     answered by pong, also while a job runs
     shutdown {}                 end after the running stage is stopped
@@ -61,7 +61,15 @@ Message = dict[str, Any]
 
 
 class ProtocolError(ValueError):
-    """A line that is not a message of this protocol."""
+    """A line that is not a message of this protocol.
+
+    Attributes:
+        version: The protocol version of the other side, where the line is a message of another one.
+    """
+
+    def __init__(self, reason: str, version: int | None = None) -> None:
+        super().__init__(reason)
+        self.version = version
 
 
 def message(type_: str, id_: str = "", **content: Any) -> Message:
@@ -99,8 +107,10 @@ def decode(line: bytes) -> Message:
         raise ProtocolError(f"not JSON: {line[:80]!r}") from error
     if not isinstance(data, dict):
         raise ProtocolError(f"not an object: {line[:80]!r}")
-    if data.get("v") != VERSION:
-        raise ProtocolError(f"protocol version {data.get('v')!r}, this side speaks {VERSION}")
+    version = data.get("v")
+    if version != VERSION:
+        known = version if isinstance(version, int) else None
+        raise ProtocolError(f"protocol version {version!r}, this side speaks {VERSION}", known)
     _check(data)
     return data
 

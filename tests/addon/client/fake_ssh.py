@@ -17,7 +17,7 @@ from pathlib import Path
 CODE = {
     "im3d serve --remote": "from im3d.service.server import serve; serve([{python!r}, {worker!r}], 0, Path({far!r}))",
     "im3d serve --files": "from im3d.service.remote_files import serve_files; "
-    "from im3d.service.pipes import incoming, own_stdout; "
+    "from im3d.shared.pipes import incoming, own_stdout; "
     "raise SystemExit(serve_files(Path({far!r}), incoming(), own_stdout()))",
 }
 

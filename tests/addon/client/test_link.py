@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from extension.im3d_blender.client import backend as link_backend
-from extension.im3d_blender.client.backend import LOG_BYTES, Backend, Deadlines, Failure
+from extension.im3d_blender.client.backend import Backend, Deadlines, Failure
 from extension.im3d_blender.client.environment import backend_command, child_environment
-from extension.im3d_blender.client.queue import CANCEL_S, SILENCE_S, JobQueue, QueuedJob
+from extension.im3d_blender.client.log import LOG_BYTES
+from extension.im3d_blender.client.queue import CANCEL_S, SECOND_CANCEL_S, SILENCE_S, JobQueue, QueuedJob
 from extension.im3d_blender.client.session_lock import SessionLock, is_alive
 
 ROOT = Path(__file__).parents[3]
@@ -228,7 +229,10 @@ def test_the_users_cancel_wins(scene: Callable[..., Scene]) -> None:
     s.queue.cancel(running.id)
     s.queue.tick()
     assert running.state == "running"
-    clock.now += CANCEL_S + 1
+    clock.now += CANCEL_S + 1  # it is cancelled a second time, and does not answer to that either
+    s.queue.tick()
+    assert running.state == "running"
+    clock.now += SECOND_CANCEL_S
     s.until(s.ended(running))
     assert (running.state, running.failure) == ("cancelled", None)
     # It can be taken up again.

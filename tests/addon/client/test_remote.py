@@ -213,7 +213,7 @@ def test_what_is_wrong_there_is_said_here(queue: JobQueue, far: Far, tmp_path: P
     finish(queue, dead)
     finish(queue, fine)
     assert dead.failure is not None
-    assert dead.failure.code == "out_of_memory"
+    assert (dead.failure.code, dead.failure.remedy, dead.died_in) == ("worker_died", "draft", ["fit"])
     assert Path(dead.failure.log).read_text() == "it died"
     # "ok" leaves no files: that they did not come is said, too.
     assert fine.failure is not None

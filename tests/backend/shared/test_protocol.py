@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from im3d.service.pipes import read_messages
 from im3d.shared import protocol
+from im3d.shared.pipes import read_messages
 
 
 def test_every_message_survives_a_line() -> None:
@@ -78,7 +78,7 @@ def test_reading_goes_on_after_any_line_and_its_end_is_told() -> None:
     ping = protocol.encode(protocol.message("ping", "a"))
     long = b"x" * (protocol.MAX_LINE + 1) + ping  # what follows within a line is not a message
     taken: list[str] = []
-    refused: list[str] = []
+    refused: list[protocol.ProtocolError] = []
     ended = threading.Event()
 
     def take(item: protocol.Message) -> None:
@@ -91,7 +91,7 @@ def test_reading_goes_on_after_any_line_and_its_end_is_told() -> None:
     read_messages(lines, take, refused.append, ended.set).join(30)
     assert taken == ["a", "a"]
     assert len(refused) == 3
-    assert refused[2] == "KeyError: 'job'"
+    assert str(refused[2]) == "KeyError: 'job'"
     assert ended.is_set()
 
 

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import IO
 
-from im3d.shared import protocol
-from im3d.shared.protocol import Message
+from . import protocol
+from .protocol import Message, ProtocolError
 
 
 def own_stdout() -> IO[bytes]:
@@ -51,9 +51,9 @@ def incoming() -> IO[bytes]:
 
 
 def read_messages(
-    stream: IO[bytes], take: Callable[[Message], None], refuse: Callable[[str], None], end: Callable[[], None]
+    stream: IO[bytes], take: Callable[[Message], None], refuse: Callable[[ProtocolError], None], end: Callable[[], None]
 ) -> threading.Thread:
-    """Starts a thread that reads messages until the end of the stream, whatever its lines and `take` do.
+    """Starts a daemon thread that reads messages until the end of the stream, whatever its lines and `take` do.
 
     Args:
         stream: Of lines.
@@ -68,9 +68,9 @@ def read_messages(
                 try:
                     take(protocol.decode(line))
                 except Exception as error:
+                    known = error if isinstance(error, ProtocolError) else None
                     with contextlib.suppress(Exception):
-                        known = isinstance(error, protocol.ProtocolError)
-                        refuse(str(error) if known else f"{type(error).__name__}: {error}")
+                        refuse(known or ProtocolError(f"{type(error).__name__}: {error}"))
                 # What is left of a line that is too long is not the next one.
                 while not line.endswith(b"\n") and line:
                     line = stream.readline(protocol.MAX_LINE)
