@@ -11,7 +11,7 @@ from pathlib import Path
 
 from im3d.core.images import OrbitViews, write_png, write_views
 from im3d.core.orbit import DEFAULT_FOV_DEG, Orbit
-from im3d_lab.evaluate.render import RenderJob, load_views, render_views
+from im3d_lab.evaluate.cycles import RenderJob, load_views, render_views
 from im3d_lab.packs import Pack, split_of
 
 SIZE = 256

@@ -120,7 +120,7 @@ def build_surface(
         gaussians: Those that some view sees (`SplatFit.finished`), on the CPU.
         views: The views that were fitted.
         settings: See `MeshSettings`.
-        progress: Told of each step of the way.
+        progress: Called after each step.
         device: Where depth maps are fused.
 
     Raises:
@@ -154,9 +154,9 @@ def texture_surface(
         surface: Of `build_surface`.
         gaussians, views: As it took them.
         settings: See `TextureSettings`.
-        progress: Told of each step of the way.
+        progress: Called after each step.
         input_view: As `bake_colors` takes it.
-        device: Where splats are drawn, to learn which views saw them.
+        device: Where the splats are rendered to find from where they were seen.
     """
     # xatlas has a process of its own, so the thread that waits for it costs nothing. Numba's parallel loops stay on
     # this thread: not every threading layer of it may be entered from two.

@@ -27,7 +27,7 @@ SAMPLES = (1 / 6, 1 / 2, 5 / 6)
 # A contour further than this from the mask's outline belongs to something else; further than OWN_PX from the mesh's own
 # outline it is hidden inside it.
 REACH_PX, OWN_PX = 2.0, 0.5
-# Smoothness against fidelity, and the pull towards staying where no view says anything.
+# Smoothness against fidelity, and the pull towards zero where no view has a contour.
 SMOOTHNESS, INERTIA = 0.3, 0.01
 LARGEST_STEP_PX = 1.0
 
@@ -38,7 +38,7 @@ def fit_outlines(mesh: TriangleMesh, views: OrbitViews, rounds: int, progress: P
     Args:
         mesh: Closed.
         views: With known elevation.
-        rounds: Each draws the mesh anew; three are enough.
+        rounds: Each renders the mesh anew; three are enough.
     """
     cameras = views.orbit.cameras(views.size)
     masks = all_signed_distances(views.rgba[..., 3])

@@ -46,7 +46,7 @@ def to_screen(vertices: FloatArray, cameras: Cameras, index: int, scale: int = 1
 
 
 def rasterize_mesh(screen: NDArray[np.float64], faces: NDArray[np.int32], size: int) -> MeshBuffers:
-    """Draws triangles given in pixel coordinates and depth, both sides of them.
+    """Rasterises triangles given in pixel coordinates and depth, front and back faces alike.
 
     Args:
         screen: (V, 3) x, y in pixels (centres at +0.5), z > 0.

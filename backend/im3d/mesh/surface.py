@@ -22,9 +22,9 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 
 # A part other than the largest is real when it alone explains this many pixels of the masks. Volume and extent both
-# fail to tell a candle's flame from a floater.
+# fail to distinguish a candle's flame from a floater.
 EXPLAINED_PIXELS = 12
-MAX_PARTS = 96  # larger ones are looked at first
+MAX_PARTS = 96  # the largest ones
 MIN_VOLUME = 1e-8  # of the unit cube; negative volumes are enclosed cavities
 # Simplification starts at this tolerance (world units) and loosens by steps until the budget is met.
 FIRST_TOLERANCE = 2e-4
@@ -60,7 +60,7 @@ class TriangleMesh:
 
 @dataclass(frozen=True)
 class MeshStats:
-    """What `mesh_stats` of a result says about the shape.
+    """Counts and topology of a mesh, as `mesh_stats` of a result has them.
 
     Attributes:
         faces, vertices: Counts.

@@ -5,7 +5,7 @@ iterations and empties the CUDA cache at every pass. Its `strategy.ops` are plai
 the tensors, and run on any device.
 
 Which splats grow is decided by rank, not by a gradient threshold: a threshold would have to be tuned again for every
-mix of losses (LPIPS times 10 changes all gradients), and the time of a fit could not be foretold.
+mix of losses (LPIPS times 10 changes all gradients), and the time of a fit could not be predicted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DensifyPolicy:
-    """When and how the set of splats changes.
+    """When and how splats are added and removed.
 
     Attributes:
-        start, stop: First and last iteration of a pass, as shares of all iterations.
-        growth: Splats added in one pass, as a share of those there.
+        start, stop: Passes take place between these shares of all iterations.
+        growth: Splats that one pass adds at most, as a share of those present.
         max_gaussians: Hard cap.
         split_above: World size (largest standard deviation) above which a growing splat is split instead of cloned.
-        min_opacity: Fainter splats are removed.
-        max_scale: Larger splats are removed.
-        busy: Only splats with more than this multiple of the mean gradient grow.
+        min_opacity: Splats of lower opacity, in (0, 1), are removed.
+        max_scale: Splats with a larger standard deviation, in world units, are removed.
+        min_relative_gradient: Only splats whose view-space gradient exceeds this multiple of the mean grow.
         reset_every: Iterations between resets of all opacities, a multiple of those between passes; 0: never.
     """
 
@@ -38,7 +38,7 @@ class DensifyPolicy:
     split_above: float = 0.01
     min_opacity: float = 0.01
     max_scale: float = 0.15
-    busy: float = 1.0
+    min_relative_gradient: float = 1.0
     reset_every: int = 0
 
 
@@ -47,14 +47,15 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 
 def new_statistics(count: int, device: torch.device) -> dict[str, Tensor]:
-    """Accumulators: sum of screen gradients and number of views that saw each splat."""
+    """Accumulators of `count` splats, (N,) each: sum of view-space gradients, and how many views saw the splat."""
     return {"gradient": torch.zeros(count, device=device), "seen": torch.zeros(count, device=device)}
 
 
-def refine(
+def densify_and_prune(
     parameters: Parameters, optimizers: Optimizers, statistics: dict[str, Tensor], policy: DensifyPolicy, seed: int
 ) -> dict[str, Tensor]:
-    """One pass: clone or split the splats that pull hardest, remove faint and oversized ones. In place.
+    """One pass (Kerbl et al. 2023, 5.2): clones or splits the splats with the largest view-space gradients and removes
+    faint and oversized ones. In place.
 
     Args:
         parameters: means, scales (log), quats, opacities (logit) and any other per-splat tensors.
@@ -71,7 +72,7 @@ def refine(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         gradient = statistics["gradient"] / statistics["seen"].clamp_min(1)
-        grow = _hardest(gradient, policy)
+        grow = _growing(gradient, policy)
         large = parameters["scales"].exp().amax(dim=1) > policy.split_above
         state: dict[str, Tensor] = {}
         # Clones are appended at the end, so the mask of the splits only has to be made longer.
@@ -89,17 +90,20 @@ def refine(
     return new_statistics(len(means), means.device)
 
 
-def _hardest(gradient: Tensor, policy: DensifyPolicy) -> Tensor:
-    """Mask of the splats that may grow: the steepest, within the budget."""
+def _growing(gradient: Tensor, policy: DensifyPolicy) -> Tensor:
+    """(N,) mask of the splats that may grow: those with the largest gradients (N,), within the budget."""
     room = min(int(len(gradient) * policy.growth), policy.max_gaussians - len(gradient))
     mask = torch.zeros_like(gradient, dtype=torch.bool)
     if room > 0:
         mask[gradient.topk(room).indices] = True
-    return mask & (gradient > policy.busy * gradient.mean())
+    return mask & (gradient > policy.min_relative_gradient * gradient.mean())
 
 
 def reset_opacities(parameters: Parameters, optimizers: Optimizers, ceiling: float) -> None:
-    """Lowers all opacities to at most `ceiling` and clears their moments: what the views do not need stays faint."""
+    """Lowers all opacities to at most `ceiling`, in (0, 1), and clears their moments (Kerbl et al. 2023, 5.2).
+
+    Splats that the views do not need stay faint and are removed by the next pass.
+    """
     from gsplat.strategy.ops import reset_opa
 
     reset_opa(params=parameters, optimizers=optimizers, state={}, value=ceiling)

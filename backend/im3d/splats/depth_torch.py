@@ -1,9 +1,8 @@
 """The depth maps of `im3d.splats.depth` in plain torch, for a GPU; on the CPU it is slower, and gives the same.
 
-So are the blending weights, which tell from where each splat was seen: no compiled rasteriser is needed for a mesh.
-
-Splats are dealt into tiles of 16 × 16 pixels by one sort, as the CPU rasteriser deals them. Then every tile of every
-camera takes its next few splats at once, until it has none left or lets nothing more through.
+The blending weights, which show from where each splat was seen, are computed here too: a mesh needs no compiled
+rasteriser. Splats are sorted into tiles of 16 × 16 pixels by one sort, in the order of the CPU rasteriser. Then all
+tiles of all cameras blend their next few splats at once, until they have none left or are opaque.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from im3d.splats.gaussians import Gaussians
 from im3d.splats.rasterizers.project import MAX_ALPHA, MIN_ALPHA, Projected, project_views
 from im3d.splats.rasterizers.rasterize_numba import CHECK_EVERY, MIN_TRANSMITTANCE, TILE
 
-# What is worked on at once, so that memory stays near a gigabyte: splats times cameras while they are projected, and
-# tiles while they are drawn.
+# Sizes of a batch, so that memory stays near a gigabyte: splats times cameras in the projection, tiles in the blending.
 SPLATS_AT_ONCE = 2**21
 TILES_AT_ONCE = 2048
 
@@ -61,7 +59,7 @@ class _Step:
         tiles: (B,) the tiles.
         rows: (B, CHECK_EVERY) row of each splat in the table.
         columns: Ten of (B, CHECK_EVERY), as in the table, but the centres count from the middle of the first pixel.
-        passed: (B, CHECK_EVERY + 1, TILE²) share of the light that comes so far, before the first splat, after it, …
+        passed: (B, CHECK_EVERY + 1, TILE²) transmittance before the first splat, after it, …
     """
 
     tiles: Tensor
@@ -108,7 +106,7 @@ def _groups(gaussians: Gaussians, cameras: Cameras) -> list[Cameras]:
 
 def _depth_maps(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Depth, coverage and facing, (C, S, S) each."""
-    entries = _deal(gaussians, cameras)
+    entries = _sorted_into_tiles(gaussians, cameras)
     centres = torch.from_numpy(cameras.centres).to(gaussians.device)
     cosine = (F.normalize(centres[:, None] - gaussians.means, dim=-1) * seen_from).sum(dim=-1).flatten()[entries.owner]
     median = gaussians.means.new_zeros(len(entries.counts), TILE * TILE)
@@ -116,7 +114,7 @@ def _depth_maps(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> tu
 
     def add(step: _Step) -> None:
         turned[step.tiles] += (step.stopped * cosine[step.rows][..., None]).sum(dim=1)
-        median[step.tiles] = _halved(step, median[step.tiles])
+        median[step.tiles] = _at_half_transmittance(step, median[step.tiles])
 
     alpha = 1 - _blend(entries, FINISHED, add)
     images = (median, alpha, turned / alpha.clamp_min(1e-6))
@@ -125,7 +123,7 @@ def _depth_maps(gaussians: Gaussians, cameras: Cameras, seen_from: Tensor) -> tu
 
 
 def _weights(gaussians: Gaussians, cameras: Cameras) -> Tensor:
-    entries = _deal(gaussians, cameras)
+    entries = _sorted_into_tiles(gaussians, cameras)
     # In double precision, so that the order in which a GPU adds does not show.
     total = torch.zeros(len(cameras) * len(gaussians), dtype=torch.float64, device=gaussians.device)
 
@@ -136,7 +134,7 @@ def _weights(gaussians: Gaussians, cameras: Cameras) -> Tensor:
     return total.float().view(len(cameras), -1)
 
 
-def _deal(gaussians: Gaussians, cameras: Cameras) -> _Entries:
+def _sorted_into_tiles(gaussians: Gaussians, cameras: Cameras) -> _Entries:
     """Projects the splats into the cameras and sorts them into tiles."""
     projected = project_views(gaussians, cameras)
     seen = projected.visible
@@ -174,11 +172,11 @@ def _table(gaussians: Gaussians, projected: Projected, cameras: Cameras) -> Tens
 
 
 def _blend(entries: _Entries, finished: float, add: Callable[[_Step], None]) -> Tensor:
-    """Goes through all tiles' lists, near to far; (C·tiles, TILE²) share of the light that comes through.
+    """Blends the lists of all tiles, near to far; returns the final transmittance (C·tiles, TILE²).
 
     Args:
-        finished: A tile is, when every pixel lets less than this through.
-        add: Told of each step.
+        finished: A tile is finished when the transmittance of all of its pixels is below this.
+        add: Called with each step.
     """
     through = entries.table.new_ones(len(entries.counts), TILE * TILE)
     active, done = entries.counts.nonzero()[:, 0], 0
@@ -193,17 +191,17 @@ def _blend(entries: _Entries, finished: float, add: Callable[[_Step], None]) -> 
 
 
 def _next(entries: _Entries, tiles: Tensor, done: int, through: Tensor) -> _Step:
-    """The splats of some tiles that come after the first `done`, of which `through` (B, TILE²) is left."""
+    """The splats of some tiles that come after the first `done`, behind a transmittance `through` (B, TILE²)."""
     place = done + torch.arange(CHECK_EVERY, device=tiles.device)
     rows = entries.rows[(entries.starts[tiles, None] + place).clamp_max(len(entries.rows) - 1)]
     mx, my, a, b, c, log_o, *depth = entries.table[rows].unbind(-1)
-    log_o = log_o.masked_fill(place >= entries.counts[tiles, None], -torch.inf)  # no splat is left: nothing is drawn
+    log_o = log_o.masked_fill(place >= entries.counts[tiles, None], -torch.inf)  # no splat is left: opacity 0
     mx = mx - 0.5 - (tiles % entries.per_side * TILE)[:, None]
     my = my - 0.5 - (tiles // entries.per_side % entries.per_side * TILE)[:, None]
     pixel = torch.arange(TILE, device=tiles.device)
     dx, dy = pixel - mx[..., None], pixel - my[..., None]  # (B, CHECK_EVERY, TILE)
     along_x, along_y = log_o[..., None] - a[..., None] * dx * dx, c[..., None] * dy * dy
-    # From here on tensors are of full size, (B, CHECK_EVERY, TILE, TILE): time goes by how often they are read.
+    # From here on tensors are of full size, (B, CHECK_EVERY, TILE, TILE): the time is that of reading them.
     weight = torch.addcmul(along_x[:, :, None, :], (-b[..., None] * dy)[..., None], dx[:, :, None, :])
     weight = weight.sub_(along_y[..., None]).exp_().clamp_max_(MAX_ALPHA)
     weight = torch.threshold_(weight, MIN_ALPHA, 0.0).flatten(2)
@@ -211,8 +209,8 @@ def _next(entries: _Entries, tiles: Tensor, done: int, through: Tensor) -> _Step
     return _Step(tiles, rows, (mx, my, a, b, c, log_o, *depth), passed)
 
 
-def _halved(step: _Step, median: Tensor) -> Tensor:
-    """Depth (B, TILE²) of the splat at which no more than half of the light is left; `median` where that is not now."""
+def _at_half_transmittance(step: _Step, median: Tensor) -> Tensor:
+    """Depth (B, TILE²) of the splat that brings the transmittance to at most ½; `median` where no splat does."""
     mx, my, *_, z, slope_x, slope_y, reach = step.columns
     at = (step.passed[:, 1:] > 0.5).sum(dim=1)
     now = (step.passed[:, 0] > 0.5) & (at < CHECK_EVERY)

@@ -1,4 +1,4 @@
-"""How well the views agree with the cameras they are said to have, told by a short fit."""
+"""How well the views agree with an assumed elevation of their cameras, measured by a short fit."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from im3d.splats.fit import SplatFit
 from im3d.splats.losses.image_losses import mask_loss, rgb_loss
 from im3d.splats.render import render
 
-# At 256 pixels a quarter of a degree shifts near parts against far ones by a quarter of a pixel, which can be told; at
-# 128 the error is twice as large.
+# At 256 pixels a quarter of a degree shifts near parts against far ones by a quarter of a pixel, which can be measured;
+# at 128 the error is twice as large.
 TILT_FIT = FitSettings(
     iterations=400, size=256, ramp=0.3, points=5000, max_gaussians=10000, lpips=0.0, ms_ssim=0.0, rgb=2.0,
     views_per_iteration=2,
 )  # fmt: skip
-# Steps before the elevation is let go (those at half the size), and the rates at which it moves, in radians a step.
+# Steps before the elevation becomes trainable (those at half the size), and its learning rates, in radians.
 TILT_WARM_UP, TILT_RATES = 120, (1e-3, 3e-4, 1e-4)
-# The masks are never further off; what wanders off further does not know.
+# Estimates from masks are never further off; a fit that moves further has not found the elevation.
 LARGEST_TILT_DEG = 3.0
 
-# Small enough for two or three seconds on one core, large enough to tell elevations 5° apart.
+# Small enough for two or three seconds on one core, large enough to distinguish elevations 5° apart.
 SCORE_FIT = FitSettings(
     iterations=100, size=64, points=1500, max_gaussians=2500, densify_every=40, lpips=0.0, ms_ssim=0.0, rgb=1.0
 )
 
 
 def photometric_score(views: OrbitViews, iterations: int = SCORE_FIT.iterations, seed: int = 0) -> float:
-    """Scores the elevation that the orbit claims: higher is better.
+    """Scores the elevation of the orbit: higher is better.
 
-    Silhouettes of a round object fit many elevations; its colours, seen to turn, fit one. The fit runs on the CPU and
-    is deterministic.
+    Silhouettes of a round object fit many elevations; its colours, seen from all sides, fit one. The fit runs on the
+    CPU and is deterministic.
 
     Args:
-        views: Pictures and the hypothesis about their cameras.
+        views: Pictures, and cameras at the elevation to be scored.
         iterations: Optimiser steps.
         seed: Of the fit.
 
     Returns:
-        Minus what the fit leaves unexplained: the mean over the views of the absolute colour error on white plus the
-        squared mask error. Minus infinity where the silhouettes have no common volume.
+        Minus the remaining error: the mean over the views of the absolute colour error on white plus the squared mask
+        error. −∞ where the silhouettes have no common volume.
     """
     settings = dataclasses.replace(SCORE_FIT, iterations=iterations)
     try:
@@ -61,10 +61,10 @@ def photometric_score(views: OrbitViews, iterations: int = SCORE_FIT.iterations,
 
 
 def refined_elevation(views: OrbitViews, seed: int = 0, progress: Progress = silent) -> float:
-    """The elevation in degrees that explains the pictures best, near the one that the orbit claims.
+    """The elevation in degrees that explains the pictures best, near the orbit's own.
 
-    Masks on a coarse grid tell it to half a degree, which costs two decibels on objects with fine outlines. Here the
-    elevation is fitted together with the splats. On the CPU, deterministic.
+    Masks on a coarse grid give it to half a degree, an error that costs two decibels on objects with fine outlines.
+    Here the elevation is fitted together with the splats. On the CPU, deterministic.
 
     Args:
         views: With an elevation.
@@ -72,7 +72,7 @@ def refined_elevation(views: OrbitViews, seed: int = 0, progress: Progress = sil
         progress: Called a few times a second.
 
     Returns:
-        The fitted elevation; the given one where the fit wanders off.
+        Degrees; the given elevation where the fit moves more than `LARGEST_TILT_DEG` from it.
     """
     given = views.orbit.elevation_deg
     assert given is not None
@@ -81,10 +81,10 @@ def refined_elevation(views: OrbitViews, seed: int = 0, progress: Progress = sil
     except InputError:
         return given
     fit.run(TILT_WARM_UP)
-    legs = np.linspace(TILT_WARM_UP, TILT_FIT.iterations, len(TILT_RATES) + 1).astype(int)
+    ends = np.linspace(TILT_WARM_UP, TILT_FIT.iterations, len(TILT_RATES) + 1).astype(int)
     fit.learn_tilt(TILT_RATES[0])
     assert fit.tilt is not None
-    for rate, until in zip(TILT_RATES, legs[1:], strict=True):
+    for rate, until in zip(TILT_RATES, ends[1:], strict=True):
         fit.set_tilt_rate(rate)
         fit.run(int(until))
         progress(int(until), TILT_FIT.iterations)

@@ -55,9 +55,9 @@ class SplatFit:
         views: Pictures and cameras; the elevation must be known.
         settings: See `FitSettings`.
         seed: Of every random choice.
-        device: Where tensors live.
-        rasterizer: Which one draws; must suit the device.
-        perceptual: The perceptual loss; may be None when its weight is 0.
+        device: Of all tensors.
+        rasterizer: One that runs on the device.
+        perceptual: The perceptual loss (paper 3.3); may be None when its weight is 0.
 
     Raises:
         InputError: The silhouettes have no common volume.
@@ -84,7 +84,7 @@ class SplatFit:
         self._start_from(initial_gaussians(views, settings, seed))
 
     def retarget(self, views: OrbitViews, *others: OrbitViews) -> None:
-        """Continues towards other pictures: the refined views of the paper's loop (3.4).
+        """Fits other pictures from now on: the refined views of the paper's loop (3.4).
 
         Args:
             views: Pictures of the cameras so far.
@@ -98,7 +98,7 @@ class SplatFit:
 
         Args:
             until: At most `settings.iterations`.
-            progress: Called a few times a second, with a render now and then.
+            progress: Called every 10 iterations, with a render every `PREVIEW_EVERY`.
         """
         start, end = self.iteration, min(until, self.settings.iterations)
         while self.iteration < end:
@@ -107,13 +107,13 @@ class SplatFit:
             self._step(self._rows(self.iteration))
             self.iteration += 1
             if self.iteration % 10 == 0 or self.iteration == end:
-                # A preview waits for the GPU: none is made for nobody.
+                # Copying a preview waits for the GPU: none is rendered where nothing shows it.
                 shown = self.iteration % PREVIEW_EVERY == 0 and progress is not silent
                 preview = self._preview() if shown else None
                 progress(self.iteration - start, end - start, preview)
 
     def learn_tilt(self, rate: float) -> None:
-        """From now on the cameras' elevation is fitted too, on the CPU rasteriser.
+        """From now on the cameras' elevation is optimised too, on the CPU rasteriser.
 
         Args:
             rate: Learning rate in radians; `tilt` then holds how far the cameras are raised.
@@ -122,7 +122,7 @@ class SplatFit:
         self._tilt_optimizer = torch.optim.Adam([self.tilt], lr=rate)
 
     def set_tilt_rate(self, rate: float) -> None:
-        """Changes the learning rate of the elevation."""
+        """Changes the learning rate of the elevation, in radians."""
         self._tilt_optimizer.param_groups[0]["lr"] = rate
 
     @property
@@ -131,11 +131,11 @@ class SplatFit:
         return self.perceptual.name if self.perceptual is not None else "none"
 
     def gaussians(self) -> Gaussians:
-        """The splats as they are, detached."""
+        """The splats at this iteration, detached."""
         return self._activated().detach()
 
     def finished(self) -> Gaussians:
-        """The splats without those that no view sees: they would appear from new angles.
+        """The splats, detached, without those that no view sees: they would appear from new angles.
 
         Raises:
             InputError: Nothing is left; the views cannot be explained by one object.
@@ -149,7 +149,7 @@ class SplatFit:
         return gaussians[seen]
 
     def save(self, path: Path) -> None:
-        """Writes everything a later `load` needs to go on as if nothing had happened."""
+        """Writes the state of the optimisation, so that `load` continues exactly where this fit is."""
         state = {
             "iteration": self.iteration,
             "parameters": {k: p.detach() for k, p in self.parameters.items()},
@@ -160,7 +160,7 @@ class SplatFit:
             torch.save(state, temporary)
 
     def load(self, path: Path) -> None:
-        """Goes back to the state that `save` wrote.
+        """Restores the state that `save` wrote.
 
         Raises:
             InputError: The file is damaged.
@@ -193,7 +193,7 @@ class SplatFit:
     def _compare_at(self, size: int) -> None:
         self.cameras = self._cameras(size)
         rgba = np.concatenate([premultiplied(v.resized(size).rgba) for v in self._orbits])
-        # Views that were drawn smaller than they are compared have no detail for the perceptual loss to see.
+        # Views that were generated smaller than they are compared have no detail for the perceptual loss to see.
         shrink = max(self.settings.lpips_shrink, size // min(v.size for v in self._orbits))
         settings = dataclasses.replace(self.settings, lpips_shrink=shrink)
         self.losses = self._losses(torch.from_numpy(rgba).to(self.device), settings)
@@ -218,7 +218,9 @@ class SplatFit:
             self._tilt_optimizer.zero_grad(set_to_none=True)
         if self._densifies():
             seed = int(np.random.default_rng([self.seed, self.iteration, 2]).integers(2**62))
-            self.statistics = densify.refine(self.parameters, self.optimizers, self.statistics, self.policy, seed)
+            self.statistics = densify.densify_and_prune(
+                self.parameters, self.optimizers, self.statistics, self.policy, seed
+            )
             if self.policy.reset_every and self.iteration % self.policy.reset_every == 0:
                 densify.reset_opacities(self.parameters, self.optimizers, 2 * self.policy.min_opacity)
 

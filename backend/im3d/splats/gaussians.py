@@ -1,4 +1,4 @@
-"""The scene as 3D Gaussians: plain tensors, activated, as every renderer takes them."""
+"""The scene as 3D Gaussians: plain tensors after their activations, as every rasteriser takes them."""
 
 from __future__ import annotations
 

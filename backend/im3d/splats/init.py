@@ -15,7 +15,7 @@ from im3d.views.visual_hull import Hull, carve
 FloatArray = NDArray[np.float32]
 # Cells of the first grid, over all that the cameras see, and of the second, over the box that the first one found.
 COARSE_CELLS, FINE_CELLS = 64**3, 96**3
-# A finer hull of fewer cells fell between the pixels.
+# A fine hull of fewer cells is not used: they lie between the pixels.
 LEAST_CELLS = 64
 LEAST_ALPHA = 0.3
 # A view may miss the object by a pixel or be a little inconsistent: this share of the views may disagree.
@@ -27,11 +27,11 @@ def hull_points(views: OrbitViews, count: int, seed: int) -> tuple[FloatArray, F
 
     Args:
         views: With known elevation.
-        count: Points wanted.
-        seed: Of the choice and the jitter.
+        count: Number of points.
+        seed: Of the random choice of cells and the jitter within them.
 
     Returns:
-        Positions (count, 3), colours (count, 3) in [0, 1], and their spacing on the surface.
+        Positions (count, 3) in world units, colours (count, 3) in [0, 1], and the mean spacing in world units.
 
     Raises:
         InputError: The silhouettes have no common volume.
@@ -56,7 +56,7 @@ def hull_points(views: OrbitViews, count: int, seed: int) -> tuple[FloatArray, F
 
 
 def _carved(views: OrbitViews, low: NDArray[np.float64], high: NDArray[np.float64], cells: int, widened: bool) -> Hull:
-    """The hull in a box. Of masks widened by half a cell, so that a part thinner than a cell is not lost, if asked."""
+    """The hull in a box; `widened`: of masks grown by half a cell, so that a part thinner than a cell is not lost."""
     cameras = views.orbit.cameras(views.size)
     masks = (views.rgba[..., 3] > LEAST_ALPHA).astype(np.uint8)
     if widened:

@@ -24,7 +24,7 @@ FIELDS = (
 
 
 def save_ply(path: Path, gaussians: Gaussians) -> None:
-    """Writes `gaussians` atomically, binary little-endian, float32."""
+    """Writes N Gaussians atomically as a binary little-endian PLY, float32."""
     g = gaussians.detach().to("cpu")
     columns = [
         g.means,

@@ -1,4 +1,4 @@
-"""Drawing Gaussians, with whichever rasteriser the caller named."""
+"""Rendering Gaussians with the rasteriser that the caller names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rendered:
     Attributes:
         rgb: (C, S, S, 3) premultiplied sRGB, on black.
         alpha: (C, S, S) coverage.
-        means2d: Screen positions in pixels, (N, 2) for each camera; their `.grad` steers densification.
+        means2d: Screen positions in pixels, (N, 2) for each camera; densification reads their `.grad`.
         visible: (C, N) bool.
     """
 
@@ -67,7 +67,7 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
     reason = rasterize_gsplat.unavailable_reason()
     if not reason:
         return "cuda"
-    second_reason = rasterize_warp.unavailable_reason("cuda")  # not asked before: it takes half a second
+    second_reason = rasterize_warp.unavailable_reason("cuda")  # not before: it takes half a second
     if not second_reason:
         return "warp"
     raise InputError(
@@ -104,14 +104,14 @@ def render(
     colors: Tensor | None = None,
     tilt: Tensor | None = None,
 ) -> Rendered:
-    """Draws the Gaussians from C cameras, differentiably. Never substitutes another rasteriser.
+    """Renders the Gaussians from C cameras, differentiably. Never substitutes another rasteriser.
 
     Args:
         gaussians: On the rasteriser's device.
         cameras: C cameras.
-        rasterizer: "cuda" and "warp" draw on a GPU, "cpu" on the processor; "warp" can do that too, slowly.
-        colors: (N, 3) drawn instead of the Gaussians' own colours.
-        tilt: () radians by which all cameras are raised; differentiable, and for "cpu" alone.
+        rasterizer: "cuda" (gsplat) and "warp" run on a GPU, "cpu" on the processor; "warp" does too, slowly.
+        colors: (N, 3) rendered instead of the Gaussians' own colours.
+        tilt: () radians by which all cameras are raised; differentiable; "cpu" only.
     """
     if tilt is not None and rasterizer != "cpu":
         raise ValueError("only the CPU rasteriser raises cameras")
@@ -142,7 +142,7 @@ def render(
 
 
 def blending_weights(gaussians: Gaussians, cameras: Cameras, rasterizer: Rasterizer) -> Tensor:
-    """(C, N) how many pixels' worth of each image every splat contributes: the sum of its blending weights."""
+    """(C, N) sum of the blending weights of each splat over the pixels of each image."""
     weights = []
     for index in range(len(cameras)):
         colors = gaussians.colors.detach().clone().requires_grad_(True)

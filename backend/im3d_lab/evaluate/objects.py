@@ -15,7 +15,7 @@ from im3d.core.images import OrbitViews
 from im3d.core.orbit import DEFAULT_FOV_DEG, Cameras, Orbit, focal_length, framing_radius, look_at_origin
 from im3d.errors import InputError
 from im3d.shared.paths import home_folder
-from im3d_lab.evaluate.render import MESH_SUFFIXES, RenderJob, load_surface, load_views, render_views
+from im3d_lab.evaluate.cycles import MESH_SUFFIXES, RenderJob, load_surface, load_views, render_views
 from im3d_lab.packs import Pack, Prop, Split
 
 # The paper's orbits lie in [0°, 45°] (3.2); people hold cameras and draw pictures in the lower part.

@@ -25,9 +25,9 @@ from im3d.splats.losses.perceptual import Perceptual
 from im3d.splats.ply import load_ply
 from im3d_lab.evaluate.clip import Clip, clip_similarity
 from im3d_lab.evaluate.consistency import draw, self_consistency, with_losses_of
+from im3d_lab.evaluate.cycles import RenderJob, load_surface, load_views, render_views
 from im3d_lab.evaluate.metrics import compare_views
 from im3d_lab.evaluate.objects import EvaluationObject, Truth, draw_elevation, render_truth
-from im3d_lab.evaluate.render import RenderJob, load_surface, load_views, render_views
 from im3d_lab.evaluate.reporting.strips import write_strip
 from im3d_lab.evaluate.surface import compare_surfaces
 from im3d_lab.evaluate.warp import warped

@@ -12,7 +12,7 @@ from im3d.splats.losses.perceptual import load_perceptual
 CUT = 8
 
 
-def mask_loss(alpha: Tensor, target: Tensor) -> Tensor:
+def soft_iou_loss(alpha: Tensor, target: Tensor) -> Tensor:
     """1 − IoU of coverages (B, K, S, S), mean over views."""
     smaller, larger = torch.minimum(alpha, target).sum(dim=(2, 3)), torch.maximum(alpha, target).sum(dim=(2, 3))
     return (1 - smaller / larger.clamp_min(1.0)).mean()

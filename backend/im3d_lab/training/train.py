@@ -42,7 +42,7 @@ from im3d_lab.training.data.orbits import OrbitSet
 from im3d_lab.training.data.volumes import OrbitVolumes, VolumeTargets
 from im3d_lab.training.deeper import with_depths
 from im3d_lab.training.muon import Muon
-from im3d_lab.training.picture_losses import PictureDistance, mask_loss
+from im3d_lab.training.picture_losses import PictureDistance, soft_iou_loss
 from im3d_lab.training.train_settings import TrainSettings
 from im3d_lab.training.validate import occupancy_loss, validate
 
@@ -191,7 +191,7 @@ class Trainer:
             weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
             parts += [(drawn - batch.views[:, 1:]).square().mean(), (weight * (denoised - clean).square()).mean()]
             truth, finished = batch.views[:, 1:], from_model(denoised)
-            parts.append(sum((mask_loss(views[:, :, 3], truth[:, :, 3]) for views in (drawn, finished)), nothing))
+            parts.append(sum((soft_iou_loss(views[:, :, 3], truth[:, :, 3]) for views in (drawn, finished)), nothing))
             parts.append(nothing if self._distance is None else self._distance(finished, truth, generator))
         return torch.stack(parts)
 

@@ -53,7 +53,7 @@ def test_weights_of_a_view(guard: float) -> None:
     normals = RNG.normal(size=(count, 3)) + centre / np.linalg.norm(centre)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     alpha = RNG.uniform(0, 1.2, (SIZE, SIZE)).clip(0, 1).astype(np.float32)
-    weight = bake_kernels.sight_weights(
+    weight = bake_kernels.view_weights(
         positions, normals, camera.viewmats[0], camera.focal, centre, nearest, edge, alpha, SCALE,
         0.006, 0.004, 0.1, 2.0, guard,
     )  # fmt: skip

@@ -9,11 +9,18 @@ import torch
 from splat_scenes import random_gaussians
 from torch import Tensor
 
-from im3d.splats.densify import DensifyPolicy, Optimizers, Parameters, new_statistics, refine, reset_opacities
+from im3d.splats.densify import (
+    DensifyPolicy,
+    Optimizers,
+    Parameters,
+    densify_and_prune,
+    new_statistics,
+    reset_opacities,
+)
 
 COUNT = 40
 SMALL, LARGE = 0.005, 0.02
-POLICY = DensifyPolicy(growth=0.1, busy=0.0)
+POLICY = DensifyPolicy(growth=0.1, min_relative_gradient=0.0)
 
 
 def trained() -> tuple[Parameters, Optimizers]:
@@ -60,7 +67,7 @@ def test_small_splats_are_cloned_and_moments_follow_their_splats() -> None:
     before = {k: p.detach().clone() for k, p in parameters.items()}
     old = {k: [m.clone() for m in moments(optimizers, parameters, k)] for k in parameters}
     parameters["opacities"].data[7] = -10.0  # to be removed, so that rows shift
-    refine(parameters, optimizers, statistics([3, 11, 20, 39]), POLICY, seed=0)
+    densify_and_prune(parameters, optimizers, statistics([3, 11, 20, 39]), POLICY, seed=0)
     assert len(parameters["means"]) == COUNT + 4 - 1
     kept = torch.tensor([i for i in range(COUNT) if i != 7])
     new_rows = rows_of(parameters, before["means"][kept])
@@ -80,7 +87,7 @@ def test_large_splats_are_split_into_two_smaller_ones_inside_them() -> None:
     parameters, optimizers = trained()
     parameters["scales"].data[5] = math.log(LARGE)
     parent = parameters["means"].detach()[5].clone()
-    refine(parameters, optimizers, statistics([5]), POLICY, seed=0)
+    densify_and_prune(parameters, optimizers, statistics([5]), POLICY, seed=0)
     assert not (parameters["means"].detach() == parent).all(dim=1).any()
     near = (parameters["means"].detach() - parent).norm(dim=1) < 5 * LARGE
     shrunk = (parameters["scales"].detach() - math.log(LARGE / 1.6)).abs().amax(dim=1) < 1e-5
@@ -89,11 +96,11 @@ def test_large_splats_are_split_into_two_smaller_ones_inside_them() -> None:
 
 def test_growth_is_bounded_by_rank_and_by_the_cap() -> None:
     parameters, optimizers = trained()
-    refine(parameters, optimizers, statistics(list(range(30))), POLICY, seed=0)
+    densify_and_prune(parameters, optimizers, statistics(list(range(30))), POLICY, seed=0)
     assert len(parameters["means"]) == COUNT + 4  # a tenth, although 30 pull hard
     parameters, optimizers = trained()
-    capped = DensifyPolicy(growth=0.5, busy=0.0, max_gaussians=COUNT + 2)
-    refine(parameters, optimizers, statistics(list(range(30))), capped, seed=0)
+    capped = DensifyPolicy(growth=0.5, min_relative_gradient=0.0, max_gaussians=COUNT + 2)
+    densify_and_prune(parameters, optimizers, statistics(list(range(30))), capped, seed=0)
     assert len(parameters["means"]) == COUNT + 2
 
 
@@ -102,7 +109,7 @@ def test_the_gradient_is_the_mean_over_the_views_that_saw_a_splat() -> None:
     seen = statistics([4])
     seen["gradient"][9], seen["seen"][9] = 6.0, 1  # 6 a view, against 5 for splat 4
     position = parameters["means"].detach()[9].clone()
-    refine(parameters, optimizers, seen, DensifyPolicy(growth=1 / COUNT, busy=0.0), seed=0)
+    densify_and_prune(parameters, optimizers, seen, DensifyPolicy(growth=1 / COUNT, min_relative_gradient=0.0), seed=0)
     torch.testing.assert_close(parameters["means"].detach()[-1], position, rtol=0, atol=0)
 
 
@@ -111,11 +118,13 @@ def test_faint_and_oversized_splats_are_removed_but_never_all() -> None:
     parameters["scales"].data[2] = math.log(0.5)
     parameters["opacities"].data[8] = torch.logit(torch.tensor(0.005))
     doomed = parameters["means"].detach()[[2, 8]].clone()
-    refine(parameters, optimizers, statistics([]), DensifyPolicy(growth=0.0), seed=0)
+    densify_and_prune(parameters, optimizers, statistics([]), DensifyPolicy(growth=0.0), seed=0)
     assert len(parameters["means"]) == COUNT - 2
     assert not (parameters["means"].detach()[:, None] == doomed).all(dim=2).any()
     parameters["opacities"].data.fill_(-20.0)
-    refine(parameters, optimizers, new_statistics(COUNT - 2, torch.device("cpu")), DensifyPolicy(growth=0.0), seed=0)
+    densify_and_prune(
+        parameters, optimizers, new_statistics(COUNT - 2, torch.device("cpu")), DensifyPolicy(growth=0.0), seed=0
+    )
     assert len(parameters["means"]) == COUNT - 2
 
 
@@ -126,7 +135,7 @@ def test_a_pass_depends_on_its_seed_alone() -> None:
         parameters["scales"].data[5] = math.log(LARGE)
         torch.manual_seed(disturbance)
         state = torch.get_rng_state()
-        refine(parameters, optimizers, statistics([5]), POLICY, seed)
+        densify_and_prune(parameters, optimizers, statistics([5]), POLICY, seed)
         assert torch.equal(torch.get_rng_state(), state)
         results.append(parameters["means"].detach())
     assert torch.equal(results[0], results[1])

@@ -22,8 +22,8 @@ from im3d_lab.evaluate import run as evaluation
 from im3d_lab.evaluate.ablation import Variant
 from im3d_lab.evaluate.clip import Clip, clip_similarity, load_clip
 from im3d_lab.evaluate.consistency import FIT, cameras_between, compare_halves, with_losses_of
+from im3d_lab.evaluate.cycles import RenderJob, load_surface, load_views, render_views
 from im3d_lab.evaluate.objects import EvaluationObject, Truth
-from im3d_lab.evaluate.render import RenderJob, load_surface, load_views, render_views
 from im3d_lab.evaluate.reporting.report import write_report
 from im3d_lab.evaluate.reporting.tables import HEADLINE, summaries
 from im3d_lab.evaluate.run import Instruments, Plan, evaluate_object, source_arguments

@@ -17,12 +17,12 @@ from im3d.cli.main import main
 from im3d.core.orbit import DEFAULT_FOV_DEG, Cameras, focal_length, look_at_origin
 from im3d.errors import InputError
 from im3d_lab.packs import Pack
-from im3d_lab.training.data import render
+from im3d_lab.training.data import opengl
 from im3d_lab.training.data.batches import FRONT_SHARE, Batch, Changes, OrbitBatches
 from im3d_lab.training.data.orbits import OrbitSet, balanced_shares, orbits_per_prop
 from im3d_lab.training.data.volumes import VolumeTargets
 from im3d_lab.training.muon import ADAMW_RMS, Muon
-from im3d_lab.training.picture_losses import PictureDistance, mask_loss
+from im3d_lab.training.picture_losses import PictureDistance, soft_iou_loss
 from im3d_lab.training.train import LOSSES, Place, Trainer, export, initial_model, learning_rate, optimizers, train
 from im3d_lab.training.train_settings import TrainSettings
 from im3d_lab.training.validate import validate
@@ -30,7 +30,7 @@ from im3d_lab.training.validate import validate
 
 def dots(points: np.ndarray, azimuths: np.ndarray, elevation: float, size: int = 64) -> torch.Tensor:
     """(1, K, 4, size, size): one pixel for each projected point, a colour each."""
-    views = np.stack([look_at_origin(a, elevation, render.RADIUS) for a in azimuths])
+    views = np.stack([look_at_origin(a, elevation, opengl.RADIUS) for a in azimuths])
     xyz = Cameras(views, focal_length(DEFAULT_FOV_DEG, size), size).project(points)
     canvas = torch.zeros(1, len(azimuths), 4, size, size)
     for k, view in enumerate(xyz):
@@ -110,20 +110,20 @@ def test_colours_change_alike_in_all_views_and_never_exceed_alpha() -> None:
 
 def test_recipes_repeat_and_stay_in_range() -> None:
     for i in range(50):
-        a, b = render.training_recipe("chair", i), render.training_recipe("chair", i)
+        a, b = opengl.training_recipe("chair", i), opengl.training_recipe("chair", i)
         assert (a.elevation_deg, a.azimuth_deg, a.scale) == (b.elevation_deg, b.azimuth_deg, b.scale)
         assert 0 <= a.elevation_deg <= 45
         assert 0.7 <= a.scale <= 1.12
         assert max(map(abs, a.offset)) <= 0.1
         assert np.linalg.norm(a.sun_direction) == pytest.approx(1)
     placed = [
-        (r.scale, r.offset) == (1.0, (0.0, 0.0, 0.0)) for r in (render.training_recipe("c", i) for i in range(400))
+        (r.scale, r.offset) == (1.0, (0.0, 0.0, 0.0)) for r in (opengl.training_recipe("c", i) for i in range(400))
     ]
-    assert sum(placed) / 400 == pytest.approx(render.EXACT_SHARE, abs=0.08)
-    deformed = [render.training_recipe("c", i).deformation is not None for i in range(400)]
-    assert sum(deformed) / 400 == pytest.approx(render.DEFORMED_SHARE, abs=0.08)
-    assert render.held_out_recipe("chair", 0).azimuth_deg == 0
-    assert len({render.training_recipe("chair", i).elevation_deg for i in range(50)}) == 50
+    assert sum(placed) / 400 == pytest.approx(opengl.EXACT_SHARE, abs=0.08)
+    deformed = [opengl.training_recipe("c", i).deformation is not None for i in range(400)]
+    assert sum(deformed) / 400 == pytest.approx(opengl.DEFORMED_SHARE, abs=0.08)
+    assert opengl.held_out_recipe("chair", 0).azimuth_deg == 0
+    assert len({opengl.training_recipe("chair", i).elevation_deg for i in range(50)}) == 50
 
 
 def test_small_packs_get_more_orbits_of_each_prop() -> None:
@@ -246,17 +246,17 @@ def test_each_loss_reaches_its_part_of_the_network() -> None:
         assert reached == names
 
 
-def test_the_mask_loss_is_one_minus_the_overlap() -> None:
+def test_the_soft_iou_loss_is_one_minus_the_overlap() -> None:
     target = torch.zeros(1, 2, 8, 8)
     target[0, 0, :4], target[0, 1, :, :2] = 1, 1
     moved = torch.zeros_like(target)
     moved[0, 0, 2:6], moved[0, 1, :, :2] = 1, 1
-    assert mask_loss(target, target) == 0
+    assert soft_iou_loss(target, target) == 0
     # A third of the first view's union is shared; the second is equal.
-    assert float(mask_loss(moved, target)) == pytest.approx((2 / 3 + 0) / 2)
+    assert float(soft_iou_loss(moved, target)) == pytest.approx((2 / 3 + 0) / 2)
     # What is undecided costs: half coverage of the right place is as bad as covering half of it.
-    assert float(mask_loss(0.5 * target, target)) == pytest.approx(0.5)
-    assert mask_loss(torch.zeros_like(target), torch.zeros_like(target)) <= 1  # empty views are no error
+    assert float(soft_iou_loss(0.5 * target, target)) == pytest.approx(0.5)
+    assert soft_iou_loss(torch.zeros_like(target), torch.zeros_like(target)) <= 1  # empty views are no error
 
 
 def test_the_first_part_of_a_leg_trains_the_volume_alone(tmp_path: Path) -> None:

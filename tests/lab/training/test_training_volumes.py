@@ -14,7 +14,7 @@ from training_props import box
 from im3d.core.orbit import look_at_origin
 from im3d.generators.mini.frustum import RADIUS, TAN
 from im3d_lab.packs import Part, Prop
-from im3d_lab.training.data import render, volumes
+from im3d_lab.training.data import opengl, volumes
 from im3d_lab.training.data.batches import Changes
 from im3d_lab.training.data.grids import (
     AT_SURFACE,
@@ -137,9 +137,9 @@ def test_frames_follow_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     names = np.array(["a.npz/p", "a.npz/p", "a.npz/q"])
     orbits = OrbitSet(np.zeros((3, 16, 8, 8, 4), np.uint8), np.zeros(3, np.float32), np.array(["train"] * 3), names, 2)
     azimuth, to_prop = volumes.frames(orbits, [Path("a.npz")])
-    recipes = [render.recipe_of("p", "train", 0, 2), render.recipe_of("p", "train", 1, 2)]
-    recipes.append(render.recipe_of("q", "train", 0, 2))
-    assert recipes[0] != render.recipe_of("p", "train", 0)  # another draw
+    recipes = [opengl.recipe_of("p", "train", 0, 2), opengl.recipe_of("p", "train", 1, 2)]
+    recipes.append(opengl.recipe_of("q", "train", 0, 2))
+    assert recipes[0] != opengl.recipe_of("p", "train", 0)  # another draw
     np.testing.assert_allclose(azimuth, [r.azimuth_deg for r in recipes], rtol=1e-6)
     corners = np.array(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5], [1.0])).reshape(4, -1).T
     for inverse, recipe in zip(to_prop.astype(np.float64), recipes, strict=True):
@@ -156,6 +156,6 @@ def test_deformed_props_stay_before_the_camera() -> None:
     points = np.random.default_rng(0).normal(size=(500, 3))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     for i in range(300):
-        deformation = render.training_recipe("p", i).applied(points)
+        deformation = opengl.training_recipe("p", i).applied(points)
         scale = points @ deformation[3, :3] + deformation[3, 3]
         assert scale.min() > 0.5

@@ -1,7 +1,7 @@
-"""Exact Euclidean distances in the plane: Felzenszwalb and Huttenlocher 2012, on one core; any thread may ask.
+"""Exact Euclidean distances in the plane: Felzenszwalb and Huttenlocher 2012, on one core and thread-safe.
 
 The same numbers as `scipy.ndimage.distance_transform_edt`, which takes a hundred milliseconds for a silhouette of 1024²
-samples; a mesh needs a hundred of them. Pictures are dealt to the cores whole (`on_all_cores`).
+samples; a mesh needs a hundred of them. Each core takes whole pictures (`on_all_cores`).
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ THIN_OPACITY = 0.2
 NECK_VOXELS = 2
 # Orbits that look down from more than this see tops but no undersides; flatter ones see neither.
 LOW_ORBIT_DEG = 8.0
-# Coverage above which a pixel's depth tells how far down the object was seen.
+# Coverage above which a pixel counts as a view of the lowest surface.
 SEEN_ALPHA = 0.9
 CPU = torch.device("cpu")
 
@@ -73,7 +73,7 @@ def fused_field(
         gaussians: On the CPU, those that some view sees.
         views: The views that were fitted, with their masks.
         settings: See `MeshSettings`.
-        progress: Told of each of five steps.
+        progress: Called after each of five steps.
         device: Where the work is done.
 
     Raises:
@@ -206,8 +206,8 @@ def _thin_parts(ops: Operations, hull: Tensor, gaussians: Gaussians, grid: Grid)
 def virtual_cameras(count: int, elevation: float, radius: float, like: Cameras) -> tuple[Cameras, NDArray[np.bool_]]:
     """Cameras on a Fibonacci sphere, and which of them (count,) may carve.
 
-    Free space is believed only from where the entry surfaces were seen. Below a flat orbit neither top nor bottom was:
-    steep cameras would look into the open shell and carve a sponge, so their elevations are halved.
+    A camera may carve only from where the surfaces that it sees first were seen by an input view. A flat orbit sees
+    neither top nor bottom: steep cameras would look into the open shell and hollow it out, so elevations are halved.
     """
     elevations = np.degrees(np.arcsin(np.clip(1 - 2 * (np.arange(count) + 0.5) / max(count, 1), -0.98, 0.98)))
     looks_down = elevation > LOW_ORBIT_DEG

@@ -25,11 +25,11 @@ __all__ = [
     "signed_distances", "smoothed",
 ]  # fmt: skip
 
-# Samples of silhouettes that are worked on at once: their squared distances, gone over some hundred times, fit into the
+# Samples of silhouettes in a batch: their squared distances, read some hundred times, fit into the
 # second-level cache of a large GPU. And voxels, so that memory stays below a gigabyte.
 SAMPLES_AT_ONCE = 2**23
 VOXELS_AT_ONCE = 2**23
-# No camera has judged the point: deep inside, as the CPU says.
+# No camera is in front of the point: deep inside, as on the CPU.
 UNJUDGED = -1e9
 
 
@@ -151,11 +151,11 @@ def _vote(
     total: Tensor,
     weight: Tensor,
 ) -> None:
-    """Adds what camera k says about the points to `total` and its weight to `weight`, both (P,).
+    """Adds the weighted vote of camera k about the points to `total` and its weight to `weight`, both (P,).
 
     Args:
         points: (3, P) world positions.
-        real: Whether an input view was taken from there: it is believed where it sees back sides, too.
+        real: Whether it is an input view, which votes also where it sees back sides.
         outside: (S, S) pixels to its silhouette, if the camera may carve.
     """
     size, f, V = cameras.size, cameras.focal, cameras.viewmats[k].astype(np.float64)

@@ -1,8 +1,8 @@
-"""Sheets that a view sees from their edge: leaves, cloth, flags.
+"""Sheets that a view sees edge-on: leaves, cloth, flags.
 
-From its edge a sheet is thinner than a pixel, so that view's mask denies it, and the visual hull, which believes every
-mask, loses it whole. The splats keep it: edge-on they cost that view next to nothing. Where opaque splats lie clearly
-outside the hull, all but a few views must still agree, and the splats themselves give the shape.
+Edge-on a sheet is thinner than a pixel and missing from that view's mask, so the visual hull, the intersection of all
+masks, loses it whole. The splats keep it: edge-on they add next to no error to that view. Where opaque splats lie
+clearly outside the hull but inside the masks of all but a few views, the splats themselves give the shape.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from im3d.splats.gaussians import Gaussians
 from im3d.splats.rasterizers.project import rotation_matrices
 
 FloatArray = NDArray[np.float32]
-# So many of 16 views may see a sheet from its edge: two, front and back, if it is flat.
+# Share of the views that may see a sheet edge-on: of 16, two, front and back, if it is flat.
 EDGE_ON_SHARE = 2 / 16
-# A splat belongs to a sheet when the hull denies it by more than this; at ordinary outlines splats stay nearer.
+# A splat belongs to a sheet when it lies farther than this outside the hull; at ordinary outlines splats stay nearer.
 OUTSIDE_PX = 0.75
 OPACITY = 0.5
 # Half of a sheet's thickness in voxels: about the least that marching cubes and simplification keep; not a distance
@@ -35,7 +35,7 @@ FEWEST = 20
 
 
 def sheet_splats(gaussians: Gaussians, distances: FloatArray, cameras: Cameras) -> Gaussians:
-    """The opaque splats that a few views deny and all others confirm; often none.
+    """The opaque splats that lie outside the masks of a few views and inside all others; often none.
 
     Args:
         gaussians: On the CPU.

@@ -74,7 +74,7 @@ class Texels:
 
 @dataclass(frozen=True)
 class MeshView:
-    """What one view shows of a mesh, whichever atlas it gets.
+    """What one view shows of a mesh, independent of its atlas.
 
     Attributes:
         buffers: The mesh as the camera sees it, at `SCREEN_SCALE` times the resolution of the picture.
@@ -114,7 +114,7 @@ def bake_colors(
     Args:
         mesh, texels: The atlas.
         views: The pictures.
-        unseen: Asked for the colours (n, 3) of the texels that no view sees, given as a mask (T,).
+        unseen: Returns the colours (n, 3) of the texels that no view sees, given their mask (T,).
         settings: See `TextureSettings`.
         input_view: The view that is the picture which the others were made from; None: all are pictures.
         mesh_views: `views_of_mesh`, where they are known.
@@ -124,22 +124,22 @@ def bake_colors(
     """
     cameras = views.orbit.cameras(views.size)
     seen = views_of_mesh(mesh.vertices, mesh.faces, views) if mesh_views is None else mesh_views
-    sights = []
+    weights = []
     for k, view in enumerate(seen):
-        sight = _sight(texels, cameras, k, view)
+        weight = _view_weights(texels, cameras, k, view)
         if k == input_view:
-            sight *= np.float32(settings.input_weight)
-        sights.append(sight)
+            weight *= np.float32(settings.input_weight)
+        weights.append(weight)
         progress(k + 1, len(cameras) + settings.polish + 1)
-    total = np.sum(sights, axis=0)
+    total = np.sum(weights, axis=0)
     colored = total > SEEN
 
-    colors = _blend(texels, cameras, sights, total, [view.picture for view in seen])
+    colors = _blend(texels, cameras, weights, total, [view.picture for view in seen])
     colors[~colored] = unseen(~colored)
     for round_ in range(settings.polish):
         texture = texels.spread(colors)
         missing = [_missing(texture, mesh, view) for view in seen]
-        step = settings.polish_step * _blend(texels, cameras, sights, total, missing)
+        step = settings.polish_step * _blend(texels, cameras, weights, total, missing)
         colors[colored] = np.clip(colors[colored] + step[colored], 0, 1)
         progress(len(cameras) + round_ + 1, len(cameras) + settings.polish + 1)
     return texels.spread(colors), float(1 - colored.mean())
@@ -211,9 +211,9 @@ def bake_normals(
     return texels.spread((local * 0.5 + 0.5).astype(np.float32))
 
 
-def _sight(texels: Texels, cameras: Cameras, k: int, view: MeshView) -> FloatArray:
+def _view_weights(texels: Texels, cameras: Cameras, k: int, view: MeshView) -> FloatArray:
     """(T,) weight of one view for each texel."""
-    weight: FloatArray = bake_kernels.sight_weights(
+    weight: FloatArray = bake_kernels.view_weights(
         texels.positions, texels.normals, cameras.viewmats[k], cameras.focal, cameras.centres[k], view.nearest,
         view.edge, view.alpha, SCREEN_SCALE, DEPTH_SLACK, GRAZING_SLACK, GRAZING, COS_POWER, GUARD_PX,
     )  # fmt: skip
@@ -221,11 +221,11 @@ def _sight(texels: Texels, cameras: Cameras, k: int, view: MeshView) -> FloatArr
 
 
 def _blend(
-    texels: Texels, cameras: Cameras, sights: list[FloatArray], total: FloatArray, pictures: list[FloatArray]
+    texels: Texels, cameras: Cameras, weights: list[FloatArray], total: FloatArray, pictures: list[FloatArray]
 ) -> FloatArray:
     """(T, 3) weighted mean of what the views show at each texel."""
     result = np.zeros((len(total), 3), np.float32)
-    for weight, viewmat, picture in zip(sights, cameras.viewmats, pictures, strict=True):
+    for weight, viewmat, picture in zip(weights, cameras.viewmats, pictures, strict=True):
         bake_kernels.add_weighted(result, weight, texels.positions, viewmat, cameras.focal, picture)
     return result / np.maximum(total, 1e-9)[:, None]
 
@@ -239,7 +239,7 @@ def _missing(texture: FloatArray, mesh: UnwrappedMesh, view: MeshView) -> FloatA
 
 
 def _bled(rgba: FloatArray) -> FloatArray:
-    """Colours carried outwards from where the picture is solid: straight alpha says nothing where alpha is low."""
+    """Colours carried outwards from where the picture is solid: where alpha is low, straight colours mean nothing."""
     nearest = distance_transform_edt(rgba[..., 3] < 0.5, return_distances=False, return_indices=True)
     picture: FloatArray = rgba[nearest[0], nearest[1], :3]
     return picture

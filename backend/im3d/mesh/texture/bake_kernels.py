@@ -1,4 +1,4 @@
-"""The loops of `bake` over texels and pixels, compiled: each texel and pixel is gone through once.
+"""The loops of `bake` over texels and pixels, compiled: each visits a texel or pixel once.
 
 No loop takes a slice of an array or makes one: numba counts references to it, and threads that count one thing wait for
 each other.
@@ -44,10 +44,10 @@ def depth_edges(depth, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def sight_weights(  # type: ignore[no-untyped-def]
+def view_weights(  # type: ignore[no-untyped-def]
     positions, normals, viewmat, focal, centre, nearest, edge, alpha, scale, slack, grazing_slack, grazing, power, guard
 ):  # fmt: skip
-    """How much each texel trusts one view: 0 where it is hidden.
+    """The weight of one view for each texel, 0 where the texel is hidden.
 
     Args:
         positions, normals: (T, 3) of the texels, in the world.

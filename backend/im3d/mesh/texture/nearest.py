@@ -25,7 +25,7 @@ def nearest_items(items: NDArray[np.floating], points: NDArray[np.floating], cou
         items: (N, D), D ≥ 3. The first three coordinates are places in the world, in which the items lie about a
             surface; others are compared like them.
         points: (P, D).
-        count: How many to find, k.
+        count: Neighbours of each point, k.
 
     Returns:
         (P, min(k, N)) rows of `items`.
@@ -46,14 +46,14 @@ def nearest_items(items: NDArray[np.floating], points: NDArray[np.floating], cou
     by_cell = places[order]
     starts = np.zeros(int(shape.prod()) + 1, np.int32)
     np.cumsum(np.bincount(flat, minlength=len(starts) - 1), out=starts[1:])
-    asked = np.ascontiguousarray(points, np.float64)
-    found = np.empty((len(asked), min(count, len(places))), np.int32)
+    queries = np.ascontiguousarray(points, np.float64)
+    found = np.empty((len(queries), min(count, len(places))), np.int32)
 
     def look(first: int) -> None:
         rows = slice(first, first + CHUNK)
-        _nearest(asked[rows], by_cell, order, starts, shape, low, side, found[rows])
+        _nearest(queries[rows], by_cell, order, starts, shape, low, side, found[rows])
 
-    on_all_cores(look, range(0, len(asked), CHUNK))
+    on_all_cores(look, range(0, len(queries), CHUNK))
     return found
 
 

@@ -66,7 +66,7 @@ def ssim_target(images: Tensor) -> SsimTarget:
     """Statistics of (B, 3, S, S) target images in [0, 1]."""
     pyramid = [images]
     for _ in range(scales_for(images.shape[-1]) - 1):
-        pyramid.append(_halved(pyramid[-1]))
+        pyramid.append(_downsampled(pyramid[-1]))
     means = [_blurred(x) for x in pyramid]
     variances = [_blurred(x * x) - m * m for x, m in zip(pyramid, means, strict=True)]
     return SsimTarget(pyramid, means, variances)
@@ -83,8 +83,8 @@ def ms_ssim(images: Tensor, target: SsimTarget, box: Box | None = None) -> Tenso
     Args:
         images: (B, 3, S, S) in [0, 1].
         target: Of the same images' targets.
-        box: Outside it images and targets are equal, and equal also in the ten pixels inside its border: there the
-            finest scale, which costs most, need not look. At least 11 pixels wide.
+        box: Outside it images and targets are equal, and equal also in the ten pixels inside its border: the
+            finest scale, which costs most, is computed only inside. At least 11 pixels wide.
     """
 
     def of_scale(scale: int, x: Tensor, last: bool) -> Tensor:
@@ -110,7 +110,7 @@ def ms_ssim_of(images: Tensor, scales: int, similarity: Callable[[int, Tensor, b
     x = images
     for scale in range(scales):
         if scale:
-            x = _halved(x)
+            x = _downsampled(x)
         factor = _positive(similarity(scale, x, scale == scales - 1)) ** weights[scale]
         product = factor if product is None else product * factor
     assert product is not None
@@ -118,7 +118,7 @@ def ms_ssim_of(images: Tensor, scales: int, similarity: Callable[[int, Tensor, b
 
 
 def _similarity(x: Tensor, y: Tensor, mean_y: Tensor, var_y: Tensor, luminance: bool) -> Tensor:
-    """(B, C) mean of the contrast-structure term over each plane, times the luminance term if asked."""
+    """(B, C) mean over each plane of the contrast-structure term, with `luminance` times the luminance term."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
         from im3d.splats.losses import ssim_numba
 
@@ -156,7 +156,7 @@ def _positive(x: Tensor) -> Tensor:
     return torch.where(x > KNEE, x, KNEE**2 / (2 * KNEE - x.clamp_max(KNEE)))
 
 
-def _halved(x: Tensor) -> Tensor:
+def _downsampled(x: Tensor) -> Tensor:
     """2 × 2 means; odd sides are padded as pytorch-msssim does."""
     return F.avg_pool2d(x, 2, padding=(x.shape[2] % 2, x.shape[3] % 2))
 

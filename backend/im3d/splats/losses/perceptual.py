@@ -31,7 +31,7 @@ LPIPS_MEAN = tuple((s + 1) / 2 for s in (-0.030, -0.088, -0.188))
 LPIPS_STD = tuple(s / 2 for s in (0.458, 0.448, 0.450))
 VGG16_LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 LITE0_CHANNELS = (32, 16, 24, 40)  # of the stem and the stages
-# Brings the distance to the size of LPIPS-VGG on the errors of a fit, so that the paper's weight of 10 means the same.
+# Scales the distance to that of LPIPS-VGG on the errors of a fit, so that the paper's weight of 10 means the same.
 LITE0_SCALE = 1.0
 
 
@@ -57,7 +57,7 @@ def load_perceptual(device: torch.device) -> Perceptual:
         try:
             with safe_open(vgg16_path(), framework="pt") as file:
                 names = file.keys()
-                # Nine tenths of the file are the classifier, which nobody needs here.
+                # Nine tenths of the file are the classifier, which is not used.
                 vgg16 = Vgg16({name: file.get_tensor(name) for name in names if name.startswith("features.")})
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise unreadable(vgg16_path(), error) from error

@@ -17,14 +17,14 @@ F = np.float32
 
 
 def similarity(x: Tensor, y: Tensor, mean_y: Tensor, var_y: Tensor, window: Tensor, luminance: bool) -> Tensor:
-    """Mean over the inside of every plane of the contrast-structure term, times the luminance term if asked.
+    """Mean over the inside of every plane of the contrast-structure term, with `luminance` times the luminance term.
 
     Args:
         x: (B, C, H, W) float32, differentiable.
         y: The target, same shape.
         mean_y, var_y: Its local statistics, (B, C, H − n + 1, W − n + 1).
         window: (n,) Gaussian window.
-        luminance: Whether the luminance term is included (SSIM instead of contrast-structure only).
+        luminance: Whether the luminance term is included (SSIM instead of contrast-structure alone).
 
     Returns:
         (B, C).

@@ -29,7 +29,7 @@ def similarity(
     constants: tuple[float, float],
     luminance: bool,
 ) -> Tensor:
-    """Mean of the contrast-structure term over each plane, times the luminance term if asked.
+    """Mean over each plane of the contrast-structure term, with `luminance` times the luminance term.
 
     Args:
         x: (B, C, H, W) float32 images, the only differentiable ones.

@@ -1,9 +1,9 @@
-"""LPIPS by VGG16 on a GPU: the distance of images and its gradient, in one way down the network and one way back.
+"""LPIPS by VGG16 on a GPU: the distance of images and its gradient, in one forward and one backward pass.
 
-Memory is what VGG16 waits for: its first maps of four pictures of 512² have 134 MB each, and autograd goes over them
-for the bias, the activation, the pooling, the distance and the sum of gradients one by one. Here cuDNN adds the bias
-and cuts off at zero while it convolves, and what lies between two blocks on the way back (pooling, activation, and
-the distance of the block's last map) is one Triton kernel.
+VGG16 is bound by memory bandwidth: its first maps of four pictures of 512² have 134 MB each, and autograd reads them
+once each for the bias, the activation, the pooling, the distance and the sum of gradients. Here cuDNN fuses bias and
+ReLU into the convolution, and the backward pass between two blocks (pooling, ReLU and the distance of the block's last
+map) is one Triton kernel.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def vgg16_distance(
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1]; the only differentiable one.
-        mean, std: (1, 3, 1, 1), how the network wants images normalised.
+        mean, std: (1, 3, 1, 1), the normalisation of the network's input.
         blocks: The convolutions, all of one precision, in which the network computes; 2 × 2 maxima between blocks.
         targets: For each block (K, h, w, C) int16, unit-length features of all targets in steps of `unit`.
         rows: (B,) int64, which targets the images are compared with.
         weights: For each block (C,) float32.
-        unit, tiny, eps: As `perceptual_cuda.layer_distance` has them.
+        unit, tiny, eps: As `perceptual_triton.layer_distance` has them.
 
     Returns:
         () float32.
@@ -87,10 +87,10 @@ class _Vgg16Distance(torch.autograd.Function):
 
 
 def _all_maps(x: Tensor, blocks: list[list[nn.Conv2d]]) -> list[list[Tensor]]:
-    """For each block its input and what each of its convolutions gives, cut off at zero."""
+    """For each block its input and the output of each of its convolutions, after ReLU."""
     maps = []
     for i, block in enumerate(blocks):
-        of_block = [_halved(x) if i else x]
+        of_block = [_max_pooled(x) if i else x]
         for convolution in block:
             of_block.append(_activated(of_block[-1], convolution))
         x = of_block[-1]
@@ -99,7 +99,7 @@ def _all_maps(x: Tensor, blocks: list[list[nn.Conv2d]]) -> list[list[Tensor]]:
 
 
 def _through_block(gradient: Tensor, maps: list[Tensor], block: list[nn.Conv2d]) -> Tensor:
-    """The gradient by a block's input, from that by its last sums."""
+    """The gradient with respect to a block's input, from that with respect to its last pre-ReLU activation."""
     for i in reversed(range(len(block))):
         gradient = torch.ops.aten.convolution_backward(
             gradient, maps[i], block[i].weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, False, False)
@@ -115,7 +115,7 @@ def _activated(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     return F.relu(convolution(x), inplace=True)
 
 
-def _halved(x: Tensor) -> Tensor:
+def _max_pooled(x: Tensor) -> Tensor:
     """2 × 2 maxima of (B, C, H, W), channels last."""
     B, C, H, W = x.shape
     result = torch.empty(B, C, H // 2, W // 2, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -133,13 +133,14 @@ def _between_blocks(
     below: Tensor | None,
     constants: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor]:
-    """The sum over pixels of a map's distances, and the gradient by what was cut off at zero to become that map.
+    """The sum over pixels of a map's distances, and the gradient with respect to the pre-ReLU activation.
 
     Args:
         mine: (B, C, H, W), channels last, C a power of two.
         theirs, rows, weight, constants: As `vgg16_distance` takes them.
         factor: Of the distance's gradient.
-        below: (B, C, H // 2, W // 2), the gradient by the maxima of the map, channels last; None after the last block.
+        below: (B, C, H // 2, W // 2), the gradient with respect to the pooled map, channels last; None after the last
+            block.
     """
     B, C, H, W = mine.shape
     gradient = torch.empty_like(mine)
@@ -181,7 +182,7 @@ if triton is not None:
         f, t, rows, weight, below, gradient, sums, factor, unit, tiny, eps, height, width,
         C: tl.constexpr, P: tl.constexpr, POOLED: tl.constexpr,
     ):  # fmt: skip
-        """P pixels of one image: their distances' sum, and the gradient before the activation."""
+        """P pixels of one image: sum of distances, and gradient with respect to the pre-ReLU activation."""
         block, view = tl.program_id(0), tl.program_id(1).to(tl.int64)
         p, c = block * P + tl.arange(0, P), tl.arange(0, C)[None, :]
         pixels = height * width

@@ -143,7 +143,7 @@ class _LossGraph:
         beside = _stream_beside(images.device)
         beside.wait_stream(torch.cuda.current_stream(images.device))
         # The same choice of kernels in both: one that is first loaded while a graph is recorded may spoil it.
-        # `flags` turns off what it is not told.
+        # `flags` turns off what it is not given.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
             with torch.cuda.stream(beside):
                 for _ in range(WARM_UP):

@@ -13,7 +13,7 @@ from im3d.splats.gaussians import Gaussians
 
 # The constants of gsplat's rasteriser; images and gradients agree only while these do.
 EPS_2D = 0.3  # pixels² added to the screen covariance: a splat is never thinner than a pixel
-NEAR = 0.01  # nearest depth that is drawn
+NEAR = 0.01  # nearest depth that is rendered
 MIN_ALPHA = 1 / 255  # contributions below are skipped
 MAX_ALPHA = 0.999
 

@@ -23,15 +23,15 @@ F = np.float32
 
 
 def project_fused(gaussians: Gaussians, cameras: Cameras, index: int = 0, tilt: Tensor | None = None) -> Projected:
-    """Equal to `project(gaussians, cameras, index)` for float32 tensors on the CPU.
+    """`project_views` of one camera, for float32 tensors on the CPU.
 
     Gradients flow to means, quats, scales and the tilt; none through the depths, which only order the splats here.
 
     Args:
-        gaussians: On the CPU.
-        cameras: Which look at the origin.
-        index: Of the camera.
-        tilt: () radians by which the camera is raised above where it is said to be, still looking at the origin.
+        gaussians: N splats on the CPU.
+        cameras: C cameras that look at the origin.
+        index: Which of them.
+        tilt: () radians by which the camera is raised above its nominal elevation, still looking at the origin.
     """
     means2d, conics, depths, extents, visible = _Project.apply(
         gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities,

@@ -25,8 +25,8 @@ from im3d.splats.rasterizers.project import EPS_2D, NEAR
 def unavailable_reason() -> str:
     """Why gsplat cannot run here, in one sentence; "" when it can.
 
-    gsplat compiles its kernels at first use (minutes, and said so). That needs a CUDA compiler; a machine without one
-    gets a reason here instead of the late and obscure failures of the package.
+    gsplat compiles its kernels at first use (minutes; a message says so). That needs a CUDA compiler; a machine without
+    one gets a reason here instead of the late and obscure failures of the package.
     """
     if not torch.cuda.is_available():
         return "No CUDA device is visible to torch."
@@ -73,7 +73,7 @@ def load_kernels() -> None:
 
 
 def rasterize(gaussians: Gaussians, cameras: Cameras, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws one image for each of C cameras.
+    """Renders one image for each of C cameras.
 
     Args:
         gaussians: On a CUDA device.

@@ -1,9 +1,9 @@
 """The CPU rasteriser: forward and backward in numba, deterministic for any number of threads.
 
-Splats are sorted by depth once, then dealt by a counting sort into tiles of 16 × 16 pixels, so that every tile's list
-is depth-sorted. The inner loops always run over one whole row of 16 pixels: the constant trip count is what lets the
-compiler use vector instructions (ten times faster than testing each pixel). The exponential is a degree-5 polynomial
-of x/16 raised to the 16th power (relative error 1e-6 near the centre, 2e-4 at the cut-off).
+Splats are sorted by depth once, then distributed by a counting sort over tiles of 16 × 16 pixels, so that every tile's
+list is depth-sorted. The inner loops always run over one whole row of 16 pixels: the constant trip count is what lets
+the compiler use vector instructions (ten times faster than testing each pixel). The exponential is a degree-5
+polynomial of x/16 raised to the 16th power (relative error 1e-6 near the centre, 2e-4 at the cut-off).
 
 The backward pass goes front to back like the forward one. With S = Σ_c g_c·C_c + g_T·T per pixel (final colour and
 transmittance times their gradients), what lies behind a splat contributes S minus the running prefix, so no per-pixel
@@ -31,7 +31,7 @@ F = np.float32
 MAX_EXPONENT = F(7.0)
 MIN_ALPHA = F(1 / 255)
 MAX_ALPHA = F(0.999)
-# A tile is finished when every pixel lets less than this through; gsplat stops each pixel at the same value.
+# A tile is finished when the transmittance of all of its pixels is below this; gsplat stops each pixel there.
 MIN_TRANSMITTANCE = F(1e-4)
 CHECK_EVERY = 32  # splats between tests whether a tile is finished
 
@@ -68,7 +68,7 @@ def bin_tiles(projected: Projected, size: int) -> Tiles:
 
 
 def rasterize(projected: Projected, colors: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Draws one image.
+    """Renders one image.
 
     Args:
         projected: From `project`.

@@ -1,7 +1,7 @@
 """The Warp rasteriser: NVIDIA GPUs without a compiler, by kernels that Warp's own compilers build at first use.
 
 The projection is `project_views`, in torch. Every splat gets one slot for each tile that it touches; slots are sorted
-by camera, tile and depth; `warp_kernels` draws each tile from its run of slots. One number, how many slots there are,
+by camera, tile and depth; `warp_kernels` renders each tile from its run of slots. One number, how many slots there are,
 comes back from the GPU; everything else is queued on torch's current stream.
 
 The same kernels run on the processor, on one core: that is for tests. Sums over pixels are atomic, so gradients differ
@@ -26,7 +26,7 @@ from im3d.errors import Im3dError
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.rasterizers.project import Projected, project_views
 
-# A strip of pixels is finished when each lets less than this through; gsplat stops each pixel at the same value.
+# A strip is finished when the transmittance of all of its pixels is below this; gsplat stops each pixel there.
 MIN_TRANSMITTANCE = 1e-4
 # Threads of a block on a GPU: four tiles.
 BLOCK = 256
@@ -81,7 +81,7 @@ def load_kernels(device: torch.device) -> ModuleType:
 
 
 def rasterize(gaussians: Gaussians, cameras: Cameras, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws one image for each of C cameras.
+    """Renders one image for each of C cameras.
 
     Args:
         gaussians: float32, on a CUDA device or the processor.
@@ -156,8 +156,8 @@ class _Rasterize(torch.autograd.Function):
         image = torch.empty(cameras, size, size, 3, device=device)
         through = torch.empty(cameras, size, size, device=device)
         last = torch.empty(cameras * slots.per_side**2 * kernels.STRIPS, dtype=torch.int32, device=device)
-        drawn = (MIN_TRANSMITTANCE, image, through, last)
-        _launch(kernels.draw, len(last), (*inputs, slots.offsets, slots.splats, slots.per_side, size, *drawn))
+        rendered = (MIN_TRANSMITTANCE, image, through, last)
+        _launch(kernels.draw, len(last), (*inputs, slots.offsets, slots.splats, slots.per_side, size, *rendered))
         ctx.save_for_backward(*inputs, slots.offsets, slots.splats, image, through, last)
         ctx.sides = (slots.per_side, size)
         return image, through
@@ -168,8 +168,8 @@ class _Rasterize(torch.autograd.Function):
         *inputs, offsets, splats, image, through, last = ctx.saved_tensors
         kernels = load_kernels(image.device)
         gradients = [torch.zeros_like(t) for t in inputs]
-        drawn = (image, through, last, g_image.contiguous(), g_through.contiguous())
-        _launch(kernels.draw_gradient, len(last), (*inputs, offsets, splats, *ctx.sides, *drawn, *gradients))
+        rendered = (image, through, last, g_image.contiguous(), g_through.contiguous())
+        _launch(kernels.draw_gradient, len(last), (*inputs, offsets, splats, *ctx.sides, *rendered, *gradients))
         return (*gradients, None, None)
 
 

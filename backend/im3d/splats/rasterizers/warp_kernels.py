@@ -1,8 +1,8 @@
 """The kernels of the Warp rasteriser: one source, compiled at first use for the GPU or the processor it runs on.
 
-A thread draws a strip of four neighbouring pixels of a tile, front to back. There is no shared memory and nothing else
-that only a GPU has, so what is tested on a processor is what runs on a GPU. Strips instead of single pixels let four
-pixels share each splat's data, and its gradients reach memory in a quarter of the atomic additions.
+A thread renders a strip of four neighbouring pixels of a tile, front to back. There is no shared memory and nothing
+else that only a GPU has, so what is tested on a processor is what runs on a GPU. Strips instead of single pixels let
+four pixels share each splat's data, and its gradients reach memory in a quarter of the atomic additions.
 
 The gradient also goes front to back: with S = Σ_c g_c·C_c + g_T·T per pixel (final colour and transmittance times their
 gradients), what lies behind a splat contributes S minus the running prefix. Transmittances are thereby the very numbers
@@ -17,7 +17,7 @@ wp.config.log_level = wp.LOG_WARNING  # the banner and the notices of compilatio
 wp.set_module_options({"enable_backward": False})  # gradients are written by hand
 
 TILE = 16
-STRIP = 4  # pixels of one row that a thread draws
+STRIP = 4  # pixels of one row that a thread renders
 STRIPS = TILE * TILE // STRIP  # threads of a tile
 STRIPS_A_ROW = TILE // STRIP
 MIN_ALPHA = project.MIN_ALPHA
@@ -125,7 +125,7 @@ def draw(
     through: wp.array(dtype=wp.float32),
     last: wp.array(dtype=wp.int32),
 ) -> None:
-    """Blends a strip of pixels until each of the four lets less than `end_below` through; C · tiles² · STRIPS threads.
+    """Blends a strip of pixels until the transmittance of all four is below `end_below`; C · tiles² · STRIPS threads.
 
     Slots of tile t of camera c are offsets[l] … offsets[l + 1] with l = c · tiles² + t. `last` receives the slot at
     which the strip was finished.

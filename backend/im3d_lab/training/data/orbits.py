@@ -19,7 +19,7 @@ from im3d.core.orbit import DEFAULT_VIEWS
 from im3d.errors import InputError
 from im3d_lab.packs import Pack, Split
 from im3d_lab.training.data.helpers import Stop, helpers
-from im3d_lab.training.data.render import OrbitRenderer, recipe_of
+from im3d_lab.training.data.opengl import OrbitRenderer, recipe_of
 
 HELD_OUT_ORBITS = 2
 

@@ -18,8 +18,8 @@ from im3d_lab.packs import Pack
 from im3d_lab.training.data.batches import Changes
 from im3d_lab.training.data.grids import AT_SURFACE, DISTANCE_STEP, GridSet
 from im3d_lab.training.data.helpers import Stop, helpers
+from im3d_lab.training.data.opengl import recipe_of
 from im3d_lab.training.data.orbits import OrbitSet
-from im3d_lab.training.data.render import recipe_of
 
 DEPTH_SAMPLES = 2
 _CHUNK = 128
