@@ -211,8 +211,10 @@ def all_messages() -> Iterator[Message]:
             module = ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 text, hint = [*map(_text, _shown_arguments(node)), "", ""][:2]
-                if re.match(r"[A-Z…].*[a-z]{3}.*[.…]$", text):
-                    yield Message(module, text, hint if hint.endswith((".", "…")) else "")
+                hint = hint if hint.endswith((".", "…")) else ""
+                # What lacks both a capital and a hint is a part of another sentence; one word is a cancelled job.
+                if re.search(r"\w+ .*\w{3}.*[.…]$", text) and (hint or text[0].isupper() or text[0] == "…"):
+                    yield Message(module, text, hint)
 
 
 def _shown_arguments(node: ast.AST) -> list[ast.expr]:
@@ -232,18 +234,22 @@ def _shown_arguments(node: ast.AST) -> list[ast.expr]:
 
 def _text(node: ast.expr) -> str:
     """A sentence with "…" for what is filled in; "" where the code does not show it."""
+    return re.sub(r"…[….]+", "…", _literal(node))
+
+
+def _literal(node: ast.expr) -> str:
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(v) if isinstance(v, ast.Constant) else "…" for v in node.values)
+        return "".join(_literal(v) if isinstance(v, ast.Constant) else "…" for v in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return (_text(node.left) or "…") + (_text(node.right) or "…")
+        return (_literal(node.left) or "…") + (_literal(node.right) or "…")
     if isinstance(node, ast.IfExp):
-        return " or: ".join(filter(None, [_text(node.body), _text(node.orelse)]))
+        return " or: ".join(filter(None, [_literal(node.body), _literal(node.orelse)]))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_":
-        return _text(node.args[0])
+        return _literal(node.args[0])
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
-        return re.sub(r"\{[^}]*\}", "…", _text(node.func.value))
+        return re.sub(r"\{[^}]*\}", "…", _literal(node.func.value))
     return ""
 
 

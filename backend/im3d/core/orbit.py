@@ -207,7 +207,10 @@ class Orbit:
             InputError: A value is of the wrong type, not finite, out of range, or the count does not match.
         """
         if not isinstance(data, dict):
-            raise InputError("orbit.json does not hold an object.", "See the views folder in the README.")
+            raise InputError(
+                "orbit.json does not hold an object.",
+                "Write an object with azimuths_deg, elevation_deg, fov_deg and radius.",
+            )
         _check_names(data)
         azimuths = data.get("azimuths_deg")
         if azimuths is None:
