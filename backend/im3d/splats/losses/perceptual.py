@@ -31,8 +31,6 @@ LPIPS_MEAN = tuple((s + 1) / 2 for s in (-0.030, -0.088, -0.188))
 LPIPS_STD = tuple(s / 2 for s in (0.458, 0.448, 0.450))
 VGG16_LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 LITE0_CHANNELS = (32, 16, 24, 40)  # of the stem and the stages
-# Scales the distance to that of LPIPS-VGG on the errors of a fit, so that the paper's weight of 10 means the same.
-LITE0_SCALE = 1.0
 
 
 def vgg16_path() -> Path:
@@ -62,7 +60,8 @@ def load_perceptual(device: torch.device) -> Perceptual:
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise unreadable(vgg16_path(), error) from error
         return Perceptual("lpips-vgg16", vgg16, lpips_weights(), LPIPS_MEAN, LPIPS_STD).to(device)
-    weights = [torch.full((channels,), LITE0_SCALE / len(LITE0_CHANNELS)) for channels in LITE0_CHANNELS]
+    # Not scaled to LPIPS-VGG: at equal PSNR, published figures of it are within a factor of two (docs/paper.md).
+    weights = [torch.full((channels,), 1 / len(LITE0_CHANNELS)) for channels in LITE0_CHANNELS]
     network = EfficientNetLite0(lite0_weights(), LITE0_STAGES[:3])
     return Perceptual("efficientnet-lite0", network, weights, (LITE0_MEAN,) * 3, (LITE0_STD,) * 3).to(device)
 
