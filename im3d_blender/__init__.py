@@ -29,7 +29,7 @@ from .ops import (
     picture as picture_ops,
     queue as queue_ops,
 )
-from .state import backend_state, cutout, properties, session, thumbnails
+from .state import backend_state, cutout, handlers, properties, session, thumbnails, timer
 from .state.preferences import BASE_PACKAGE
 from .ui import backend as backend_ui, history, panels, preferences, queue as queue_ui
 
@@ -60,11 +60,15 @@ def register() -> None:
     queue_ui.attach()
     file_handlers.attach()
     session.attach()
+    handlers.attach()
+    timer.attach()
     command_line.attach()
 
 
 def unregister() -> None:
     command_line.detach()
+    timer.detach()
+    handlers.detach()
     session.detach()
     backend_state.close()
     file_handlers.detach()

@@ -11,7 +11,7 @@ from ..client.queue import QueuedJob
 from ..core.batch_table import Row, read_table, resume, write_results
 from ..core.job_request import PRESETS, RequestError
 from ..core.placement import Placement
-from ..state import session
+from ..state import open_file, session
 from .generate import failure_text, panel_inputs, print_progress
 
 GAP = 1.5  # metres between the objects of a batch, which stand in a row
@@ -118,7 +118,7 @@ class IM3D_OT_batch(bpy.types.Operator):
                 continue
             placement = Placement(
                 blend=bpy.data.filepath,
-                document=session.document(),
+                document=open_file.document(),
                 scene=context.scene.name,
                 collection=row.collection or context.collection.name,
                 make_collection=bool(row.collection),

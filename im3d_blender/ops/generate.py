@@ -22,7 +22,7 @@ from ..core.job_request import (
 from ..core.placement import Placement
 from ..scene.assets import THIS_FILE
 from ..scene.pictures import PictureError, image_file
-from ..state import session
+from ..state import open_file, session
 from ..state.preferences import inputs_folder
 
 SOURCES = {"prompt", "image", "views"}
@@ -165,7 +165,7 @@ class IM3D_OT_generate(bpy.types.Operator):
         x, y, z = self.location
         return Placement(
             blend=bpy.data.filepath,
-            document=session.document(),
+            document=open_file.document(),
             scene=context.scene.name,
             collection=self.collection or context.collection.name,
             make_collection=bool(self.collection),

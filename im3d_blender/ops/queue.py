@@ -10,7 +10,8 @@ from ..client.queue import QueuedJob
 from ..core.job_request import MAX_SEED, PRESETS, random_seed
 from ..core.placement import Placement, read_placement
 from ..scene import arrival
-from ..state import session
+from ..state import arrivals, open_file, session
+from ..state.redraw import redraw
 
 
 class JobOperator:
@@ -38,7 +39,7 @@ class IM3D_OT_cancel(JobOperator, bpy.types.Operator):
         if job is None:
             return {"CANCELLED"}
         session.ensure(context).queue.cancel(job.id)
-        session.redraw(context)
+        redraw(context)
         return {"FINISHED"}
 
 
@@ -64,7 +65,7 @@ class IM3D_OT_retry(JobOperator, bpy.types.Operator):
             return {"CANCELLED"}
         seed = random_seed() if self.seed < 0 else self.seed
         preset = job.request["preset"] if self.preset == "SAME" else self.preset
-        placement = read_placement(job.folder) or Placement(document=session.document(), scene=context.scene.name)
+        placement = read_placement(job.folder) or Placement(document=open_file.document(), scene=context.scene.name)
         session.submit(context, {**job.request, "seed": seed, "preset": preset}, placement)
         return {"FINISHED"}
 
@@ -105,7 +106,7 @@ class IM3D_OT_remove(JobOperator, bpy.types.Operator):
         if job is None:
             return {"CANCELLED"}
         session.ensure(context).queue.remove(job.id)
-        session.redraw(context)
+        redraw(context)
         return {"FINISHED"}
 
 
@@ -132,7 +133,7 @@ class IM3D_OT_arrive(JobOperator, bpy.types.Operator):
             return {"CANCELLED"}
         known = session.ensure(context)
         known.notes.pop(job.id, None)
-        session.let_arrive(context, known, job.id, anywhere=True)
+        arrivals.let_arrive(context, known, job.id, anywhere=True)
         return {"FINISHED"}
 
     @classmethod

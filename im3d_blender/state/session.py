@@ -1,4 +1,4 @@
-"""The one queue of this Blender session: made when first needed, ticked by a timer, gone with the add-on.
+"""The one queue of this Blender session: made when first needed, advanced by `timer`, ended with the add-on.
 
 Nothing here keeps a data-block: between two ticks the user may undo, delete, or open another file. Panels draw from the
 queue's own list and from the small tables below, never from the disk.
@@ -7,28 +7,22 @@ queue's own list and from the small tables below, never from the disk.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-import traceback
-import uuid
 from pathlib import Path
 from typing import Any
 
 import bpy
 
-from ..client.backend import Backend, Failure
+from ..client.backend import Backend
 from ..client.environment import backend_command, child_environment, remote_command
 from ..client.queue import JobQueue, QueuedJob
-from ..core import finished_jobs
-from ..core.placement import Placement, read_placement
-from ..scene import arrival, importing
-from . import backend_state, cutout, events, thumbnails
+from ..core.placement import Placement
+from ..scene import arrival
+from . import arrivals, backend_state, events, thumbnails
 from .preferences import backend_folder, get_preferences, home_folder, jobs_folder
-from .properties import refresh_jobs
+from .redraw import redraw
 
-ACTIVE_S = 0.1  # between two ticks while a job runs
-IDLE_S = 1.0
-OTHER_FILE = "Started in another file. Import it here?"
+WAIT_S = 0.05  # between two ticks of a script that waits
 RUNNING = ("waiting", "running")
 
 
@@ -43,7 +37,7 @@ class Session:
         notes: Job id → a sentence about its arrival.
         batches: Tables under way.
         left: Folders of jobs that an earlier session left unfinished, when the user wants them left.
-        idle_since: When the last job ended, None once memory was freed.
+        idle_since: When the last job ended, None once memory was freed (see `memory`).
     """
 
     def __init__(self, queue: JobQueue) -> None:
@@ -81,9 +75,6 @@ class Session:
 
 
 _session: Session | None = None
-# Changes whenever another file is opened: jobs asked for before do not belong into it, unless its path says so.
-_document = uuid.uuid4().hex
-_path = ""  # of the open file as it was opened or last saved
 
 
 def current() -> Session | None:
@@ -124,8 +115,8 @@ def _command(context: bpy.types.Context) -> list[str]:
     return remote_command(host) if host else backend_command(backend_folder(context), bpy.app.binary_path)
 
 
-def _backend_changed(context: bpy.types.Context, session: Session) -> None:
-    """A backend was installed while Blender ran: the next start is of that one, and what waited for it goes on."""
+def backend_installed(context: bpy.types.Context, session: Session) -> None:
+    """A backend was installed while Blender ran: the next start is of that one, and jobs that waited for it go on."""
     session.queue.backend.command = _command(context)
     _continue_left(context, session)
 
@@ -136,11 +127,6 @@ def restart() -> None:
     if _session is not None:
         _session.queue.close()
     _session = None
-
-
-def document() -> str:
-    """Identifies the open file among those that this session had open."""
-    return _document
 
 
 def submit(context: bpy.types.Context, request: dict[str, Any], placement: Placement) -> QueuedJob:
@@ -204,11 +190,11 @@ def wait_for(context: bpy.types.Context, ids: list[str], report: Any = None) -> 
         waited_for = [job for job in session.queue.jobs if job.id in ids]
         if not any(job.state in RUNNING or job.id in session.arriving for job in waited_for):
             return
-        time.sleep(ACTIVE_S / 2)
+        time.sleep(WAIT_S)
 
 
 def advance(context: bpy.types.Context, session: Session, patient: bool = True) -> list[QueuedJob]:
-    """One tick: hears the backend, then lets at most one object arrive.
+    """One tick: handles the backend's messages, then lets at most one object arrive.
 
     Args:
         patient: Whether objects wait until nobody edits or renders.
@@ -217,116 +203,10 @@ def advance(context: bpy.types.Context, session: Session, patient: bool = True) 
     for job in changed:
         session.note(job)
     if session.arriving and not (patient and arrival.busy(context)):
-        let_arrive(context, session, session.arriving[0])
+        arrivals.let_arrive(context, session, session.arriving[0])
     if changed:
         redraw(context)
     return changed
-
-
-def let_arrive(context: bpy.types.Context, session: Session, job_id: str, anywhere: bool = False) -> None:
-    """Imports the object of a finished job where it was asked for, and shows the job among the finished ones.
-
-    Args:
-        anywhere: Also into another file than the one in which it was asked for.
-    """
-    if job_id in session.arriving:
-        session.arriving.remove(job_id)
-    job = session.find(job_id)
-    if job is None:
-        return
-    refresh_jobs(context)
-    placement = read_placement(job.folder)
-    if placement is None or not placement.arrive:
-        return
-    if not (anywhere or placement.is_for(bpy.data.filepath, _document)):
-        session.notes[job_id] = OTHER_FILE
-        return
-    try:
-        _, notes = arrival.deliver(context, job.folder, placement, home_folder(context))
-        session.notes[job_id] = " ".join(notes)
-    except (finished_jobs.JobError, importing.ImportFailedError) as error:
-        job.state = "failed"
-        job.failure = Failure("import", str(error), "", str(job.folder / "log.txt"))
-
-
-def redraw(context: bpy.types.Context) -> None:
-    """Asks for the sidebars that show the tab to be drawn again."""
-    for window in context.window_manager.windows:
-        for area in window.screen.areas:
-            if area.type == "VIEW_3D":
-                for region in area.regions:
-                    if region.type == "UI":
-                        region.tag_redraw()
-
-
-def _tick() -> float:
-    """The timer. It must not raise: Blender would drop it without a word."""
-    try:
-        session = ensure(bpy.context)
-        advance(bpy.context, session)
-        before = backend_state.state.installed
-        if backend_state.advance(bpy.context) | cutout.advance(bpy.context):
-            redraw(bpy.context)
-        if backend_state.state.installed != before:
-            _backend_changed(bpy.context, session)
-        _show_percent(bpy.context, session)
-        _free_when_idle(bpy.context, session)
-        return ACTIVE_S if session.is_active or backend_state.is_working() or cutout.is_working() else IDLE_S
-    except Exception:
-        traceback.print_exc()
-        return IDLE_S
-
-
-def _show_percent(context: bpy.types.Context, session: Session) -> None:
-    """Also Blender's status bar shows the running job, and must be drawn anew when it comes further."""
-    percent = int(100 * session.running.fraction) if session.running is not None else -1
-    if context.window_manager.im3d.percent != percent:
-        context.window_manager.im3d.percent = percent
-
-
-def _free_when_idle(context: bpy.types.Context, session: Session) -> None:
-    preferences = get_preferences(context)
-    if session.is_active:
-        session.idle_since = time.monotonic()
-        return
-    if session.idle_since is None or not preferences.free_when_idle:
-        return
-    if time.monotonic() - session.idle_since >= 60 * preferences.idle_minutes:
-        session.idle_since = None
-        session.queue.free_memory()
-
-
-@bpy.app.handlers.persistent
-def _render_starts(*_: Any) -> None:
-    if _session is not None and not _session.is_active and get_preferences(bpy.context).free_before_render:
-        _session.idle_since = None
-        _session.queue.free_memory()
-
-
-@bpy.app.handlers.persistent
-def _file_loaded(*_: Any) -> None:
-    """Another file is open: what was finished for it meanwhile may arrive now."""
-    global _document, _path
-    _document, _path = uuid.uuid4().hex, bpy.data.filepath
-    if _session is not None:
-        elsewhere = [job_id for job_id, note in _session.notes.items() if note == OTHER_FILE]
-        _session.arriving += elsewhere
-        for job_id in elsewhere:
-            del _session.notes[job_id]
-
-
-@bpy.app.handlers.persistent
-def _file_saved(*_: Any) -> None:
-    """The open file has a path of its own, or another one: its jobs find it there when it is opened again."""
-    global _path
-    before, _path = _path, bpy.data.filepath
-    if _session is None or _path == before:
-        return
-    for job in _session.queue.jobs:
-        placement = read_placement(job.folder)
-        if placement is not None and placement.is_for(before, _document):
-            with contextlib.suppress(OSError):
-                dataclasses.replace(placement, blend=_path).write(job.folder)
 
 
 def _preferences_changed(context: bpy.types.Context, change: events.Change) -> None:
@@ -335,19 +215,9 @@ def _preferences_changed(context: bpy.types.Context, change: events.Change) -> N
 
 def attach() -> None:
     events.subscribe(_preferences_changed)
-    bpy.app.handlers.render_init.append(_render_starts)
-    bpy.app.handlers.load_post.append(_file_loaded)
-    bpy.app.handlers.save_post.append(_file_saved)
-    if not bpy.app.background:  # there the timers never run
-        bpy.app.timers.register(_tick, first_interval=ACTIVE_S, persistent=True)
 
 
 def detach() -> None:
-    if bpy.app.timers.is_registered(_tick):
-        bpy.app.timers.unregister(_tick)
-    bpy.app.handlers.save_post.remove(_file_saved)
-    bpy.app.handlers.load_post.remove(_file_loaded)
-    bpy.app.handlers.render_init.remove(_render_starts)
     events.unsubscribe(_preferences_changed)
     restart()
 

@@ -8,6 +8,7 @@ from bpy.app.translations import pgettext_iface as _
 from ..client.queue import QueuedJob
 from ..scene import arrival
 from ..state import session, thumbnails
+from ..state.arrivals import OTHER_FILE
 from .errors import draw_failure
 from .wrapping import wrapped
 
@@ -137,7 +138,7 @@ def _draw_ended(layout: bpy.types.UILayout, context: bpy.types.Context, known: s
     row = layout.row()
     row.label(text=job.request["name"], icon=icons[job.state], translate=False)
     buttons = row.row(align=True)
-    elsewhere = known.notes.get(job.id) == session.OTHER_FILE
+    elsewhere = known.notes.get(job.id) == OTHER_FILE
     if job.id in known.arriving or elsewhere:
         if arrival.busy(context) and not elsewhere:
             wrapped(layout, context, _("Waiting for Object Mode"), "BLANK1")

@@ -19,6 +19,11 @@ def module(name: str) -> Any:
     return importlib.import_module(f"{PACKAGE}.im3d_blender.{name}")
 
 
+def placement_here(**placed: Any) -> Any:
+    """A placement in the open file."""
+    return module("core.placement").Placement(document=module("state.open_file").document(), **placed)
+
+
 def refused(**arguments: Any) -> str:
     """What the user reads when an operator refuses; "" when it does not."""
     try:
@@ -119,7 +124,7 @@ def survives(extension: str, jobs: str) -> dict[str, Any]:
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
     session = module("state.session")
     request = module("core.job_request").make_request(prompt="x", name="wait")
-    placement = module("core.placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    placement = placement_here(scene=bpy.context.scene.name)
     job = session.submit(bpy.context, request, placement)
     known = session.current()
     ticks = 0
@@ -149,7 +154,7 @@ def submit(name: str, **placed: Any) -> Any:
     session = module("state.session")
     request = module("core.job_request").make_request(prompt="x", name=name)
     scene, blend = bpy.context.scene.name, bpy.data.filepath
-    placement = module("core.placement").Placement(blend=blend, document=session.document(), scene=scene, **placed)
+    placement = placement_here(blend=blend, scene=scene, **placed)
     return session.submit(bpy.context, request, placement)
 
 
@@ -205,7 +210,7 @@ def left_unfinished(extension: str, jobs: str) -> dict[str, Any]:
     bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
     session = module("state.session")
     request = module("core.job_request").make_request(prompt="x", name="Kiste")
-    placement = module("core.placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    placement = placement_here(scene=bpy.context.scene.name)
     folder = session.submit(bpy.context, request, placement).folder
     session.restart()
     known = session.ensure(bpy.context)
@@ -226,12 +231,12 @@ def installed_meanwhile(extension: str, jobs: str, home: str) -> dict[str, Any]:
     preferences = bpy.context.preferences.addons[PACKAGE].preferences
     preferences.jobs_folder, preferences.home = jobs, home
     session, state = module("state.session"), module("state.backend_state").state
-    placement = module("core.placement").Placement(document=session.document(), scene=bpy.context.scene.name)
+    placement = placement_here(scene=bpy.context.scene.name)
     session.submit(bpy.context, module("core.job_request").make_request(prompt="x", name="Kiste"), placement)
     session.restart()
     known = session.ensure(bpy.context)
     known.left = known.queue.unfinished()
-    session._tick()
+    module("state.timer").tick()
     before = len(known.left)
     backend = Path(home, "backend")
     (backend / "bin").mkdir(parents=True)
@@ -240,7 +245,7 @@ def installed_meanwhile(extension: str, jobs: str, home: str) -> dict[str, Any]:
     current = {"python": "backend/bin/python", "version": "0.1.0", "accelerator": "cpu", "key": "k"}
     (backend / "current.json").write_text(json.dumps(current), encoding="utf-8")
     state.installation = SimpleNamespace(poll=lambda: SimpleNamespace(done=True, error=""), cancel=lambda: None)
-    session._tick()
+    module("state.timer").tick()
     got = {
         "before": before, "left": len(known.left), "jobs": [job.state for job in known.queue.jobs],
         "starts": known.queue.backend.command[0] == str(python),

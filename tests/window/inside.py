@@ -185,9 +185,9 @@ def everything() -> Iterator[None]:
         filepath=str(OUT / "im3d.zip"), repo="user_default", enable_on_install=True
     )
     yield from show_only_viewport()
-    session = part("state.session")
-    if bpy.app.timers.is_registered(session._tick):
-        bpy.app.timers.unregister(session._tick)  # nothing moves on a photograph
+    tick = part("state.timer").tick
+    if bpy.app.timers.is_registered(tick):
+        bpy.app.timers.unregister(tick)  # nothing moves on a photograph
     bpy.utils.register_class(ControlPanel)
     from states import STATES  # it needs the add-on
 
@@ -202,7 +202,7 @@ def everything() -> Iterator[None]:
         # Compiled code beside the sources, where earlier tests have left it.
         os.environ.update(IM3D_PYTHON=PLAN["python"], NUMBA_CACHE_DIR="")
         stage.reset()
-        bpy.app.timers.register(session._tick, persistent=True)
+        bpy.app.timers.register(tick, persistent=True)
         yield from work(OUT)
 
 

@@ -324,7 +324,7 @@ def done_with_a_note(stage: Stage) -> None:
     job = stage.job("barrel", "done", fraction=1.0)
     known = stage.queue(job)
     known.arriving.clear()
-    known.notes[job.id] = part("state.session").OTHER_FILE
+    known.notes[job.id] = part("state.arrivals").OTHER_FILE
 
 
 WARNINGS = [
