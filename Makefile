@@ -29,8 +29,8 @@ demo: $(STAMP)
 	@echo "open $(OUT)/demo.blend in Blender; the preview is $(OUT)/demo/preview.png"
 
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f tools/mkdocs.yml
-	@echo "open out/docs/index.html; to search it, run: $(BIN)/mkdocs serve -f tools/mkdocs.yml"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f tools/mkdocs.yml
+	@echo "open out/docs/index.html; to search it, run: $(BIN)/python -m mkdocs serve -f tools/mkdocs.yml"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

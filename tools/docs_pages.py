@@ -172,8 +172,8 @@ def room_table() -> str:
             knows = ", ".join(sorted(f"`{target.split('.')[1]}`" for target in graph[name])) or "nothing"
             doc = ast.get_docstring(ast.parse(rooms.modules(package)[name].read_text(encoding="utf-8"))) or ""
             subject = doc.split("\n\n")[0].replace("\n", " ")
-            rows.append([f"`{package}`", f"`{name.split('.')[1]}`", subject, knows])
-    return _table(["package", "room", "subject", "knows"], rows)
+            rows.append([f"`{name}`", subject, knows])
+    return _table(["room", "subject", "knows"], rows)
 
 
 # ---------------------------------------------------------------- messages
