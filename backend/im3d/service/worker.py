@@ -79,7 +79,7 @@ class Worker:
         else:
             self._send(message("result", job_id, path=str(folder / "result.json")))
         finally:
-            # Also after a job that was cancelled or failed: what it held went with its error.
+            # Also after a job that was cancelled or failed, whose exception's traceback kept its tensors alive until now.
             MODELS.rest()
             give_back_memory()
 
