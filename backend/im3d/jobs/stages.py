@@ -77,8 +77,8 @@ class Stages(JobContext):
             )
         if self.segment is None:
             self.warn(
-                "The paper cuts out generated views with IS-Net, which is not installed: their plain background is "
-                "removed instead."
+                "The paper takes the masks of the views from IS-Net, which is not installed: they come from the "
+                "generator or from a plain background instead."
             )
 
     def make_picture(self, progress: Progress) -> None:

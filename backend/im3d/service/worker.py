@@ -79,7 +79,7 @@ class Worker:
         else:
             self._send(message("result", job_id, path=str(folder / "result.json")))
         finally:
-            # Also after a job that was cancelled or failed, whose exception's traceback kept its tensors alive until now.
+            # Also after a failed or cancelled job: the exception's traceback kept its tensors alive until here.
             MODELS.rest()
             give_back_memory()
 
