@@ -258,7 +258,7 @@ PRESET_CHANGES: dict[Preset, dict[str, object]] = {
 }
 # Provided views show one object exactly, and colours compared pixel by pixel then give a sharper result. Views that a
 # network made disagree in detail: there the paper's perceptual loss is better.
-GIVEN_VIEWS_CHANGES: dict[str, object] = {
+PROVIDED_VIEWS_CHANGES: dict[str, object] = {
     "fit.lpips": 0.0,
     "fit.ms_ssim": 0.0,
     "fit.rgb": 2.0,
@@ -287,12 +287,12 @@ RENAMED = {
 }
 
 
-def preset_settings(preset: Preset, given_views: bool = False) -> Settings:
+def preset_settings(preset: Preset, provided_views: bool = False) -> Settings:
     """The settings of a preset, for provided views or for generated ones; "paper" is the same for both."""
     changes = dict(PRESET_CHANGES[preset])
     if preset != "paper":
-        changes |= GIVEN_VIEWS_CHANGES if given_views else GENERATED_VIEWS_CHANGES
-    if preset == "standard" and not given_views:
+        changes |= PROVIDED_VIEWS_CHANGES if provided_views else GENERATED_VIEWS_CHANGES
+    if preset == "standard" and not provided_views:
         changes |= STANDARD_GENERATED_CHANGES
     settings = Settings()
     for name, value in changes.items():

@@ -43,7 +43,7 @@ def request_from(args: argparse.Namespace) -> Request:
     Raises:
         InputError: Contradictory, out of range, or naming a file that is not there.
     """
-    settings = preset_settings(args.preset, given_views=args.views is not None)
+    settings = preset_settings(args.preset, provided_views=args.views is not None)
     settings = parse_overrides(settings, overrides_of(args))
     for value, option in ((args.height, "--height"), (args.elevation, "--elevation")):
         if value is not None and not math.isfinite(value):

@@ -157,7 +157,7 @@ class Request:
         preset = given.get("preset", "standard")
         if preset not in PRESETS:
             raise InputError(f"There is no preset {preset}.", f"Choose one of: {', '.join(PRESETS)}.")
-        settings = preset_settings(preset, given_views="views" in given)
+        settings = preset_settings(preset, provided_views="views" in given)
         changes = data.get("settings") or {}
         settings = settings_from_json(changes, settings)
         source_file = given.get("views") or given.get("image")

@@ -135,7 +135,7 @@ def _measured(args: argparse.Namespace, bench: Any, on_gpu: bool) -> dict[str, A
     if args.what == "mesh":
         from im3d_lab.bench.mesh import bench_mesh
 
-        return bench_mesh(bench, views, preset_settings("standard", given_views=True))
+        return bench_mesh(bench, views, preset_settings("standard", provided_views=True))
     from im3d_lab.bench.fit import bench_fit
 
     size = args.size or (512 if on_gpu else 256)

@@ -86,7 +86,7 @@ def bench_jobs(views: Path, count: int, device: torch.device, iterations: int = 
 
 def bench_request(views: Path, preset: Any, iterations: int) -> Request:
     """The job that is run again and again, from an orbit's folder; with the preset's iterations where 0 is given."""
-    settings = preset_settings(preset, given_views=True)
+    settings = preset_settings(preset, provided_views=True)
     if iterations:
         settings = replace(settings, fit=replace(settings.fit, iterations=iterations))
     return Request(name="bench", views=str(views.resolve()), preset=preset, settings=settings)

@@ -16,6 +16,7 @@ from im3d import __version__
 from im3d.core.devices import processor_name
 from im3d.core.storage import claim_folder, write_json
 from im3d.errors import InputError
+from im3d.shared.names import PRESETS
 
 SIZE = 256
 
@@ -47,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--withhold-elevation", action="store_true", help="let the product estimate the elevation of given views"
     )
-    how.add_argument("--preset", choices=("draft", "standard", "paper"), default="standard", help="of the jobs")
+    how.add_argument("--preset", choices=PRESETS, default="standard", help="of the jobs")
     how.add_argument("--mesh-route", choices=("fusion", "density"), help="shorthand for --set mesh.route=…")
     how.add_argument(
         "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="change one setting; may be repeated"

@@ -424,7 +424,7 @@ class TestSettings:
 class TestPaper:
     def test_the_preset_has_the_papers_numbers_for_every_source(self) -> None:
         """Appendix A.1 and sections 3.3 and 3.4."""
-        assert preset_settings("paper", given_views=True) == preset_settings("paper")
+        assert preset_settings("paper", provided_views=True) == preset_settings("paper")
         settings = preset_settings("paper")
         fit, refine = settings.fit, settings.refine
         assert (fit.lpips, fit.ms_ssim, fit.mask, fit.rgb, fit.lpips_shrink) == (10, 0.2, 1, 0, 1)

@@ -91,7 +91,7 @@ def test_a_fit_beside_its_peer(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_step_to_a_file_is_measured() -> None:
     bench = Bench(CPU, repeats=1)
-    settings = preset_settings("draft", given_views=True)
+    settings = preset_settings("draft", provided_views=True)
     small = replace(settings, texture=replace(settings.texture, size=256), mesh=replace(settings.mesh, faces=2000))
     facts = bench_mesh(bench, analytic.orbit_views(96, count=8), small)
     assert [row.part for row in bench.rows][::8] == ["depth fusion", "GLB"]

@@ -102,7 +102,7 @@ def test_variants_of_the_paper() -> None:
     plan = Plan("oracle", 16, 256, 0, "standard", ("fit.iterations=10",))
     assert [v.plan for v in variants(None, plan)] == [plan]
     losses = variants("losses", plan)
-    shipped = preset_settings("standard", given_views=True)
+    shipped = preset_settings("standard", provided_views=True)
     weights = [parse_overrides(shipped, v.plan.settings).fit for v in losses]
     assert [(f.lpips, f.ms_ssim, f.mask, f.rgb) for f in weights] == [
         (10, 0.2, 1, 0),
