@@ -33,14 +33,14 @@ MARKER = re.compile(r"^<!-- generated: (\w+) ?(.*?) -->$", re.MULTILINE)
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """mkdocs' hook: the page with its generated parts."""
-    rooms = {room for name, rooms in MARKER.findall(markdown) if name == "messages" for room in rooms.split()}
+    all_rooms = {room for name, own in MARKER.findall(markdown) if name == "messages" for room in own.split()}
     parts = {
         "settings": settings,
         "presets": presets,
         "commands": commands,
         "models": model_table,
         "rooms": room_table,
-        "messages": lambda *own: messages(set(own), rooms),
+        "messages": lambda *own: messages(set(own), all_rooms),
         "file": lambda name: (ROOT / name).read_text(encoding="utf-8"),
     }
     return MARKER.sub(lambda found: parts[found[1]](*found[2].split()), markdown)
