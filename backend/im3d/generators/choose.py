@@ -59,25 +59,42 @@ def choose_generator(
         InputError: There is no generator of that name, or it does not suit the source.
         ModelError: Its weights, or with "auto" all weights, are missing; the remedy downloads them.
     """
-    source = "views" if provided_views else "picture"
     if wanted != "auto":
         family = _family(wanted)
-        if family.starts_from != source:
-            raise (
-                InputError(
-                    f"{wanted} makes views of a picture, and this job starts from views.", "Choose the generator auto."
-                )
-                if provided_views
-                else InputError(
-                    f"The generator {wanted} needs the views of an orbit.", "Provide them, or choose another generator."
-                )
+        if family.starts_from == "views" and not provided_views:
+            raise InputError(
+                f"The generator {wanted} needs the views of an orbit.", "Provide them, or choose another generator."
+            )
+        if family.starts_from == "picture" and provided_views:
+            raise InputError(
+                f"{wanted} makes views of a picture, and this job starts from views.", "Choose the generator auto."
             )
         family.weights(wanted)
         return Choice(wanted)
+    return _automatic(device, elevation_known, provided_views)
+
+
+def build_generator(name: str, inputs: GeneratorInputs) -> Generator:
+    """The generator of that name; its weights are read at its first use.
+
+    Raises:
+        InputError: There is none, or a setting is out of range or names a file that is not there.
+        ModelError: Its weights are not installed.
+    """
+    return _family(name).build(name, inputs)
+
+
+def generators_with_elevation() -> list[str]:
+    """The names of those that render at any elevation they receive."""
+    return [name for family in FAMILIES for name in family.takes_elevation]
+
+
+def _automatic(device: torch.device, elevation_known: bool, provided_views: bool) -> Choice:
+    """See `choose_generator`."""
     candidates = [
         (family, name)
         for family in FAMILIES
-        if family.starts_from == source
+        if (family.starts_from == "views") == provided_views
         for name in sorted(family.names, key=lambda n: (n in family.takes_elevation) != elevation_known)
     ]
     passed: list[str] = []
@@ -99,21 +116,6 @@ def choose_generator(
             "Free some memory, choose the generator by its name all the same, or provide the views of an orbit.",
         )
     raise _nothing_installed([name for _, name in candidates], device)
-
-
-def build_generator(name: str, inputs: GeneratorInputs) -> Generator:
-    """The generator of that name; its weights are read at its first use.
-
-    Raises:
-        InputError: There is none, or a setting is out of range or names a file that is not there.
-        ModelError: Its weights are not installed.
-    """
-    return _family(name).build(name, inputs)
-
-
-def generators_with_elevation() -> list[str]:
-    """The names of those that render at any elevation they receive."""
-    return [name for family in FAMILIES for name in family.takes_elevation]
 
 
 def _family(name: str) -> Family:
