@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from im3d.core.images import OrbitViews
-from im3d.core.orbit import Orbit
-from im3d.core.progress import Progress
 from im3d.settings import Settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line reads the families' names, and should not wait for these
     import torch
 
+    from im3d.core.images import OrbitViews
+    from im3d.core.orbit import Orbit
+    from im3d.core.progress import Progress
     from im3d.views.masks import Segment
 
 FloatArray = NDArray[np.float32]

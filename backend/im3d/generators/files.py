@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from im3d.core.images import OrbitViews
-from im3d.core.progress import Progress
 from im3d.errors import InputError
 from im3d.generators.base import Family, Generator, GeneratorInputs, Subject, ViewFacts
 
 if TYPE_CHECKING:
+    from im3d.core.images import OrbitViews
+    from im3d.core.progress import Progress
     from im3d.views.files import ProvidedViews
 
 
