@@ -60,8 +60,8 @@ class Deadlines:
 
     Attributes:
         start: From the start to hello; on a slow disk Python alone takes a while.
-        quiet: Silence after which a ready backend is asked whether it is there.
-        answer: From that question to any sign of life.
+        quiet: Silence after which a ready backend gets a ping.
+        answer: From that ping to any message.
     """
 
     start: float = 90.0
@@ -104,15 +104,15 @@ class Backend:
         self._clock = clock
         self._process: Child | None = None
         self._pipes: _Pipes | None = None
-        self._started = self._heard = 0.0
-        self._asked: float | None = None
+        self._started = self._received_at = 0.0
+        self._pinged_at: float | None = None
 
     def start(self) -> None:
         """Starts the process unless it runs; a failure to do so is in `failure`."""
         if self.state in ("starting", "ready"):
             return
-        self.hello, self.failure, self._asked = None, None, None
-        self._started = self._heard = self._clock()
+        self.hello, self.failure, self._pinged_at = None, None, None
+        self._started = self._received_at = self._clock()
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._process = Child(self.command, self.environment, stdin=subprocess.PIPE)
@@ -160,7 +160,7 @@ class Backend:
                 item = self._pipes.incoming.get_nowait()
             except queue.Empty:
                 break
-            self._heard, self._asked = self._clock(), None
+            self._received_at, self._pinged_at = self._clock(), None
             if isinstance(item, Failure):
                 self._fail(item.code, item.message, item.hint)
                 break
@@ -175,11 +175,11 @@ class Backend:
         if self.state == "starting":
             if now - self._started > deadlines.start:
                 self._fail("backend_hung", f"The backend did not start within {deadlines.start:.0f} s.", "Try again.")
-        elif self._asked is not None:
-            if now - self._asked > deadlines.answer:
+        elif self._pinged_at is not None:
+            if now - self._pinged_at > deadlines.answer:
                 self._fail("backend_hung", "The backend no longer answers.", "Try again; the log says more.")
-        elif now - self._heard > deadlines.quiet:
-            self._asked = now
+        elif now - self._received_at > deadlines.quiet:
+            self._pinged_at = now
             self.send(protocol.message("ping"))
 
     def _fail(self, code: str, message: str, hint: str) -> None:

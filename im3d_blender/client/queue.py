@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ...backend.im3d.shared.files import replace_file
 from ...backend.im3d.shared.names import QUEUED_FILE, REQUEST_FILE
 from . import protocol
 from .backend import Backend, Failure
@@ -121,7 +122,7 @@ class JobQueue:
         self._folder = folder
         self._clock = clock
         self._lock: SessionLock | None = None
-        self._heard = 0.0
+        self._received_at = 0.0
         self._cancelled_at: float | None = None
         self._cancelled_twice = False
         self._changed: list[QueuedJob] = []
@@ -243,7 +244,7 @@ class JobQueue:
             return
         waiting.state, waiting.failure = "running", None
         waiting.attempts += 1
-        self._heard, self._cancelled_at, self._cancelled_twice = self._clock(), None, False
+        self._received_at, self._cancelled_at, self._cancelled_twice = self._clock(), None, False
         self._write(waiting)
         self._far_failure = None
         if self._files_command is not None:
@@ -272,7 +273,7 @@ class JobQueue:
         job, transfer = self._running(), self._transfer
         if job is None or transfer is None:
             return
-        self._heard = self._clock()  # a transfer has its own deadline
+        self._received_at = self._clock()  # a transfer has its own deadline
         if transfer.poll() == "running":
             return
         self._transfer = None
@@ -306,7 +307,7 @@ class JobQueue:
         job = self._running()
         if job is None or message["id"] != job.id:
             return  # the end of a job that was given up
-        self._heard = self._clock()
+        self._received_at = self._clock()
         if message["type"] == "progress":
             self._progress(job, message)
         elif message["type"] == "warning":
@@ -389,7 +390,7 @@ class JobQueue:
             self.backend.send(protocol.message("cancel", job.id))
         elif waited > CANCEL_S + SECOND_CANCEL_S:
             self._backend_failed(Failure("cancelled", "The backend did not stop in time and was ended."))
-        elif now - self._heard > SILENCE_S:
+        elif now - self._received_at > SILENCE_S:
             log = str(job.folder / "log.txt")
             self._backend_failed(
                 Failure("backend_hung", "The job reported nothing for half an hour.", "Try again.", log)
@@ -426,10 +427,8 @@ class JobQueue:
             "fraction": job.fraction,
             "session": self._lock.name if self._lock is not None else "",
         }
-        temporary = job.folder / f"{QUEUED_FILE}.{os.getpid()}.tmp"
         try:
-            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            temporary.replace(job.folder / QUEUED_FILE)
+            replace_file(job.folder / QUEUED_FILE, json.dumps(content, indent=1).encode())
         except OSError:
             if job.state == "waiting" and not (job.folder / QUEUED_FILE).exists():
                 raise

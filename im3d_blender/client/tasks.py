@@ -79,7 +79,7 @@ class Task:
             self.state.fraction = min(int(percents[-1]), 100) / 100
         if ended:
             self._finish(self._process.returncode)
-        elif self._clock() - self._process.heard > SILENCE_S:
+        elif self._clock() - self._process.output_at > SILENCE_S:
             self.cancel()
             self.state.error = "The backend did not answer for ten minutes and was stopped."
         return self.state

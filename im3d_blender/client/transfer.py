@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ...backend.im3d.shared.file_stream import DamagedError, EndedEarlyError, Entry
+from ...backend.im3d.shared.files import replace_file
 from ...backend.im3d.shared.processes import Child
 from . import file_stream
 from .backend import Failure
 
 SOURCES = ("image", "views", "mask")
-# What a finished job brings home; without the first two it has not come.
+# The files of a finished job that are fetched; without the first two it is incomplete.
 RESULTS = ("result.json", "mesh.glb", "splats.ply", "preview.png", "turntable.webp", "log.txt")
 NEEDED = RESULTS[:2]
-# Connections one after the other that bring nothing before a transfer is given up; each goes on where the last broke.
+# A transfer is given up after so many connections in a row that move nothing; each continues where the last one broke.
 ATTEMPTS = 3
 PAUSE_S = 2.0
 # A connection that moves nothing for so long is ended; the other side may be comparing a large file's hash.
@@ -43,7 +44,7 @@ class Transfer:
         kind: As given.
         state: "running", "done", "failed" or "cancelled".
         failure: Why it failed.
-        missing: Paths there that were asked for and do not exist.
+        missing: Requested paths there that do not exist.
         moved: Bytes moved so far, over all connections.
     """
 
@@ -72,7 +73,7 @@ class Transfer:
         self._thread.start()
 
     def poll(self) -> str:
-        """The state; ends a connection that has come to a stand, after which the thread tries another. Never blocks."""
+        """The state; ends a stalled connection, after which the thread opens another. Never blocks."""
         if self.state == "running" and self._clock() - self._moved_at > STALL_S:
             self._moved_at = self._clock()
             self._end_process()
@@ -126,8 +127,8 @@ class Transfer:
                     else:
                         self._get(process.stdin, process.stdout)
                 except EndedEarlyError:
-                    # The other side may have said why before it went.
-                    if not self._refused(file_stream.heard(process.stdout)):
+                    # The other side may have sent the reason before it ended.
+                    if not self._refused(file_stream.read_line(process.stdout)):
                         raise
             except EndedEarlyError as error:
                 raise EndedEarlyError(_last_words(process, errors) or str(error)) from error
@@ -135,19 +136,19 @@ class Transfer:
                 self._end_process()
 
     def _put(self, there: IO[bytes], here: IO[bytes], entries: list[Entry]) -> None:
-        file_stream.say(there, put=[entry.to_json() for entry in entries])
-        answer = file_stream.heard(here)
+        file_stream.write_line(there, put=[entry.to_json() for entry in entries])
+        answer = file_stream.read_line(here)
         if self._refused(answer):
             return
         have = file_stream.counts(answer.get("have"), entries)
         for (file, _), entry, count in zip(self._files, entries, have, strict=True):
             file_stream.send(file, there, entry, count, self._count)
-        if not self._refused(file_stream.heard(here)):
+        if not self._refused(file_stream.read_line(here)):
             self._finish()
 
     def _get(self, there: IO[bytes], here: IO[bytes]) -> None:
-        file_stream.say(there, get=[path for _, path in self._files])
-        answer = file_stream.heard(here)
+        file_stream.write_line(there, get=[path for _, path in self._files])
+        answer = file_stream.read_line(here)
         if self._refused(answer):
             return
         found = answer.get("files")
@@ -156,7 +157,7 @@ class Transfer:
         self.missing = [path for (_, path), entry in zip(self._files, found, strict=True) if entry is None]
         coming = [(file, Entry(**entry)) for (file, _), entry in zip(self._files, found, strict=True) if entry]
         have = [file_stream.arrived(file, entry) for file, entry in coming]
-        file_stream.say(there, have=have)
+        file_stream.write_line(there, have=have)
         for (file, entry), count in zip(coming, have, strict=True):
             file_stream.receive(here, file, entry, count, self._count)
         self._finish()
@@ -225,7 +226,7 @@ def outgoing(job_id: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], l
 
 
 def results(job_id: str, folder: Path) -> list[tuple[Path, str]]:
-    """The files that a finished job brings home, with their paths on the other side."""
+    """The files of a finished job that are fetched, with their paths on the other side."""
     return [(folder / name, f"{job_id}/{name}") for name in RESULTS]
 
 
@@ -235,16 +236,14 @@ def store_preview(folder: Path, data: object) -> Path | None:
         picture = base64.b64decode(str(data or ""), validate=True)
         if not picture:
             return None
-        part = folder / ".preview.png.part"
-        part.write_bytes(picture)
-        os.replace(part, folder / "preview.png")
+        replace_file(folder / "preview.png", picture)
     except (OSError, ValueError):
         return None
     return folder / "preview.png"
 
 
 def _last_words(process: Child, errors: IO[bytes]) -> str:
-    """What ssh said last before it ended, e.g. that the host is unknown."""
+    """The last line that ssh printed before it ended, e.g. that the host is unknown."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=2)
     errors.seek(max(0, errors.seek(0, os.SEEK_END) - 4096))

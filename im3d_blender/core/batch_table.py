@@ -61,7 +61,7 @@ def read_table(path: Path, preset: str = "standard") -> list[Row]:
 
 
 def resume(rows: list[Row], results: Path) -> None:
-    """Takes over what an earlier run finished, as its results say; its job folders must still hold it."""
+    """Marks the rows that an earlier run finished, by its table of results, if their results are still there."""
     earlier: dict[str, dict[str, str]] = {}
     for file in (results, results.with_suffix(".new.csv")):  # the second where a spreadsheet held the first open
         try:

@@ -23,7 +23,7 @@ class FinishedJob:
     Attributes:
         folder: The job folder.
         name: Name for the object.
-        prompt: What was asked for, "" for a job without a prompt.
+        prompt: The prompt, "" for a job without one.
         mesh: The GLB.
         preview: A picture of it, or None.
         height_m: Height in metres.

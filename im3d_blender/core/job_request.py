@@ -1,4 +1,4 @@
-"""What a job is asked to make, checked before it is queued. No bpy here.
+"""Requests of jobs, checked before they are queued. No bpy here.
 
 The result is what the backend keeps as request.json. The backend checks everything again; the checks here report a
 mistake at once, next to the button.

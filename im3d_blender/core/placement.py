@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...backend.im3d.shared.files import replace_file
 from ...backend.im3d.shared.names import PLACEMENT_FILE
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Written when a job is asked for, read when it ends.
+    """Written when a job is submitted, read when it ends.
 
     Attributes:
         blend: The .blend that was open, "" when it was not saved yet.
         document: Tells apart the files that one Blender session had open, one after the other.
         scene: Name of the scene.
-        collection: Name of the collection that was active, or that was asked for.
-        make_collection: Whether it was asked for by name, so that it is made when the scene has none of that name.
+        collection: Name of the collection that was active, or that was requested.
+        make_collection: Whether it was requested by name, so that it is made where the scene has none of that name.
         location: Where the centre of the base goes, in Blender units.
         step_aside: Whether the object goes beside what stands there already.
         arrive: False: the job is only made; it is imported from the history when wanted.
@@ -44,19 +44,17 @@ class Placement:
     splats: bool = False
 
     def is_for(self, blend: str, document: str) -> bool:
-        """Whether the open file is the one in which the job was asked for."""
+        """Whether the open file is the one in which the job was submitted."""
         return self.document == document or bool(self.blend and self.blend == blend)
 
     def write(self, folder: Path) -> None:
         """Writes it into the job folder, which may not exist yet."""
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{PLACEMENT_FILE}.part"
-        part.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        os.replace(part, folder / PLACEMENT_FILE)
+        replace_file(folder / PLACEMENT_FILE, json.dumps(dataclasses.asdict(self)).encode())
 
 
 def read_placement(folder: Path) -> Placement | None:
-    """The placement of a job, None when it was not asked for from Blender."""
+    """The placement of a job, None when it was not submitted from Blender."""
     try:
         data = json.loads((folder / PLACEMENT_FILE).read_text(encoding="utf-8"))
         if not isinstance(data, dict):

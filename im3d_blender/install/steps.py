@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...backend.im3d.shared.files import replace_file
 from ...backend.im3d.shared.processes import Child
 from ..client.environment import child_environment, python_in
 from ..client.log import Log
@@ -240,7 +241,7 @@ class Steps:
                 if self.cancel.wait(0.05):
                     raise InstallCancelledError
                 self._tick()
-                if time.monotonic() - process.heard > silence_s:
+                if time.monotonic() - process.output_at > silence_s:
                     raise self._error("silent")
         finally:
             process.end()
@@ -269,7 +270,4 @@ class Steps:
 
 
 def write_json(path: Path, content: object) -> None:
-    """In one piece."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    replace_file(path, json.dumps(content, indent=1).encode())

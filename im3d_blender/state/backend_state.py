@@ -31,7 +31,7 @@ class BackendState:
 
     Attributes:
         installed: The backend in the chosen home, None when there is none (on a remote host nobody looks).
-        offer: What would be installed; None until the graphics driver was asked.
+        offer: What would be installed; None until the graphics driver has answered.
         no_offer: The platform on which nothing can be installed, "" on all others.
         models: All models, with whether they are installed.
         installation: Under way, or None.
@@ -150,7 +150,7 @@ def cancel_download() -> None:
 
 
 def advance(context: bpy.types.Context) -> bool:
-    """Hears what is under way; True when the panel has something new to show."""
+    """Polls what is under way; True when the panel has something new to show."""
     known = (state.offer is not None, state.no_offer)
     changed = known != state.shown_offer
     state.shown_offer = known

@@ -78,7 +78,7 @@ def failure(context: bpy.types.Context) -> TaskState | None:
 
 
 def advance(context: bpy.types.Context) -> bool:
-    """Hears how far it is; True when the panel has something new to show."""
+    """Polls the command; True when the panel has something new to show."""
     if state.task is None or state.task.state.done:
         return False
     answer = state.task.poll()

@@ -42,9 +42,11 @@ def collect(context: bpy.types.Context, known: Session | None, job: QueuedJob | 
         private = ("prompt", "name", "image", "views", "mask")
         secrets += [str(j.request[key]) for j in known.queue.jobs for key in private if j.request.get(key)]
     if job is not None:
-        asked = job.request
-        source = next((key for key in ("views", "image", "prompt") if asked.get(key)), "nothing")
-        lines.append(f"job from {source}, {asked.get('generator')}, {asked.get('preset')}, seed {asked.get('seed')}")
+        request = job.request
+        source = next((key for key in ("views", "image", "prompt") if request.get(key)), "nothing")
+        lines.append(
+            f"job from {source}, {request.get('generator')}, {request.get('preset')}, seed {request.get('seed')}"
+        )
         lines.append(f"{job.state} in stage {job.stage or 'none'}, step {job.step} of {job.steps}")
         if job.failure is not None:
             lines.append(f"{job.failure.code}: {job.failure.message} {job.failure.hint}")

@@ -1,1 +1,1 @@
-"""Jobs asked for by messages: the server, the worker that does them, files for other machines."""
+"""Jobs requested by messages: the server, the worker that does them, files of clients on other machines."""

@@ -1,4 +1,4 @@
-"""Files of clients on other machines: all live under one folder, and come and go as `file_stream` describes."""
+"""Files of clients on other machines: all of them lie under one folder and are moved as `file_stream` describes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from typing import IO, Any
 
 from im3d.core.storage import translate_os_errors
 from im3d.errors import Im3dError, InputError
-from im3d.shared.file_stream import DamagedError, EndedEarlyError, Entry, arrived, counts, heard, receive, say, send
+from im3d.shared.file_stream import (
+    DamagedError,
+    EndedEarlyError,
+    Entry,
+    arrived,
+    counts,
+    read_line,
+    receive,
+    send,
+    write_line,
+)
 from im3d.shared.protocol import Message
 
 # A larger picture is not sent while a job runs; base64 of this stays under the protocol's longest line.
@@ -32,15 +42,15 @@ class RemoteFiles:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
 
-    def located(self, asked: Message) -> Message:
+    def located(self, command: Message) -> Message:
         """A submit or resume with this machine's paths.
 
         Raises:
             InputError: A path leads out of the folder.
         """
-        found = {**asked, "job": str(self.inside(asked["job"]))}
-        if isinstance(asked.get("request"), dict):
-            request = dict(asked["request"])
+        found = {**command, "job": str(self.inside(command["job"]))}
+        if isinstance(command.get("request"), dict):
+            request = dict(command["request"])
             for name in ("image", "views", "mask"):
                 if request.get(name):
                     request[name] = str(self.inside(request[name]))
@@ -49,11 +59,11 @@ class RemoteFiles:
             found["request"] = request
         return found
 
-    def relative(self, said: Message) -> Message:
+    def relative(self, event: Message) -> Message:
         """An event as the client knows it: paths relative to the folder, and a preview with its picture."""
-        changed = dict(said)
-        if said["type"] == "preview":
-            changed["data"] = _picture(Path(str(said["path"])))
+        changed = dict(event)
+        if event["type"] == "preview":
+            changed["data"] = _picture(Path(str(event["path"])))
         for name in ("path", "log"):
             value = changed.get(name)
             if isinstance(value, str) and value and Path(value).is_relative_to(self.root):
@@ -82,7 +92,7 @@ class RemoteFiles:
         raise InputError(f"The path {shown} is not one of this session.", "Use paths relative to it.")
 
 
-def serve_files(root: Path, asked: IO[bytes], answers: IO[bytes]) -> int:
+def serve_files(root: Path, requests: IO[bytes], answers: IO[bytes]) -> int:
     """One transfer, as the server; returns the exit status. Whatever goes wrong is the answer."""
     last = [time.monotonic()]
     finished = threading.Event()
@@ -99,22 +109,22 @@ def serve_files(root: Path, asked: IO[bytes], answers: IO[bytes]) -> int:
     threading.Thread(target=watch, daemon=True).start()
     files = RemoteFiles(root)
     try:
-        request = heard(asked)
+        request = read_line(requests)
         if "put" in request:
             entries = [Entry(**entry) for entry in request["put"]]
             targets = [files.inside(entry.path) for entry in entries]
             have = [_read(arrived, target, entry) for target, entry in zip(targets, entries, strict=True)]
-            say(answers, have=have)
+            write_line(answers, have=have)
             for target, entry, count in zip(targets, entries, have, strict=True):
                 with translate_os_errors(target):
-                    receive(asked, target, entry, count, moved)
-            say(answers, done=True)
+                    receive(requests, target, entry, count, moved)
+            write_line(answers, done=True)
         else:
             sources = [(files.inside(path), path) for path in request["get"]]
             found = [_read(Entry.of, source, path) if source.is_file() else None for source, path in sources]
-            say(answers, files=[entry and entry.to_json() for entry in found])
+            write_line(answers, files=[entry and entry.to_json() for entry in found])
             wanted = [(source, e) for (source, _), e in zip(sources, found, strict=True) if e is not None]
-            have = counts(heard(asked).get("have"), [entry for _, entry in wanted])
+            have = counts(read_line(requests).get("have"), [entry for _, entry in wanted])
             for (source, entry), count in zip(wanted, have, strict=True):
                 send(source, answers, entry, count, moved)
     except EndedEarlyError:
@@ -145,7 +155,7 @@ def _read(work: Any, file: Path, what: Any) -> Any:
 
 def _refuse(answers: IO[bytes], error: dict[str, str]) -> int:
     with contextlib.suppress(EndedEarlyError):
-        say(answers, error=error)
+        write_line(answers, error=error)
     return 1
 
 

@@ -1,4 +1,4 @@
-"""The process that does the work: one job after the other, asked for by the server over its stdin.
+"""The process that does the work: one job after the other, as the server sends them over its stdin.
 
     python -m im3d.service.worker [--blender FILE]
 
@@ -42,19 +42,19 @@ class Worker:
         """Works until stdin ends."""
         read_messages(incoming(), self._take, lambda reason: print(reason, file=sys.stderr), self._end)
         while (item := self._jobs.get()) is not None and not self._ended:
-            asked, cancel = item
-            self._work(asked["id"], Path(asked["job"]), cancel)
+            command, cancel = item
+            self._work(command["id"], Path(command["job"]), cancel)
             with self._lock:
-                if self._cancels.get(asked["id"]) is cancel:
-                    del self._cancels[asked["id"]]
+                if self._cancels.get(command["id"]) is cancel:
+                    del self._cancels[command["id"]]
 
-    def _take(self, asked: Message) -> None:
+    def _take(self, command: Message) -> None:
         with self._lock:
-            if asked["type"] == "resume":
-                cancel = self._cancels[asked["id"]] = threading.Event()
-                self._jobs.put((asked, cancel))
-            elif asked["type"] == "cancel" and asked["id"] in self._cancels:
-                self._cancels[asked["id"]].set()
+            if command["type"] == "resume":
+                cancel = self._cancels[command["id"]] = threading.Event()
+                self._jobs.put((command, cancel))
+            elif command["type"] == "cancel" and command["id"] in self._cancels:
+                self._cancels[command["id"]].set()
 
     def _end(self) -> None:
         with self._lock:

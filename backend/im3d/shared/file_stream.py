@@ -1,7 +1,7 @@
-"""Files over a pair of pipes: what has arrived is not sent again, and what is whole has the right SHA-256.
+"""Files over a pair of pipes: what has arrived is not sent again, and a complete file has the right SHA-256.
 
-Standard library only: the backend and the add-on both import it. One transfer is one process, which the user's own ssh
-starts on the other machine (`im3d serve --files`); lines of JSON and the files' bytes go over its stdin and stdout:
+One transfer is one process, which the user's own ssh starts on the other machine (`im3d serve --files`); lines of JSON
+and the files' bytes go over its stdin and stdout:
 
     client  {put: [{path, bytes, sha256} …]}             or  {get: [path …]}
     server  {have: [bytes …]}                                {files: [{path, bytes, sha256} or null …]}
@@ -27,7 +27,7 @@ from typing import IO, Any
 
 CHUNK = 1 << 20
 LONGEST_LINE = 16 << 20
-# What a shell on the other machine may say before the first answer.
+# Lines that a shell on the other machine may print before the first answer.
 GREETING_LINES = 200
 
 
@@ -90,10 +90,10 @@ def arrived(target: Path, entry: Entry) -> int:
 
 
 def receive(stream: IO[bytes], target: Path, entry: Entry, have: int, moved: Callable[[int], None]) -> None:
-    """Takes the rest of a file from a stream; it is in place when this returns.
+    """Reads the rest of a file from a stream; the file is in place when this returns.
 
     Args:
-        have: What `arrived` said.
+        have: The result of `arrived`.
         moved: Called with the number of bytes of each chunk.
 
     Raises:
@@ -128,7 +128,7 @@ def receive(stream: IO[bytes], target: Path, entry: Entry, have: int, moved: Cal
 
 
 def send(file: Path, stream: IO[bytes], entry: Entry, have: int, moved: Callable[[int], None]) -> None:
-    """Gives the rest of a file to a stream; see `receive`.
+    """Writes the rest of a file to a stream; see `receive`.
 
     Raises:
         EndedEarlyError: The other side is gone.
@@ -147,7 +147,7 @@ def send(file: Path, stream: IO[bytes], entry: Entry, have: int, moved: Callable
             moved(len(chunk))
 
 
-def say(stream: IO[bytes], **content: Any) -> None:
+def write_line(stream: IO[bytes], **content: Any) -> None:
     """Writes a line.
 
     Raises:
@@ -156,8 +156,8 @@ def say(stream: IO[bytes], **content: Any) -> None:
     write(stream, json.dumps({"im3d": "files", **content}).encode() + b"\n")
 
 
-def heard(stream: IO[bytes]) -> dict[str, Any]:
-    """The next line of a transfer; what a shell says before it is passed over.
+def read_line(stream: IO[bytes]) -> dict[str, Any]:
+    """The next line of a transfer; what a shell prints before it is skipped.
 
     Raises:
         EndedEarlyError: There is none.

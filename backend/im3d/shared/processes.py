@@ -63,7 +63,7 @@ class Child(subprocess.Popen[bytes]):
         OSError: It cannot be started.
 
     Attributes:
-        heard: When something last came through a pump (or when it was started), by `clock`.
+        output_at: When something last came through a pump, or it was started, by `clock`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Child(subprocess.Popen[bytes]):
         clock: Callable[[], float] = time.monotonic,
         **streams: Any,
     ) -> None:
-        self.heard = clock()
+        self.output_at = clock()
         self._clock = clock
         self._pumps: list[threading.Thread] = []
         super().__init__(
@@ -91,7 +91,7 @@ class Child(subprocess.Popen[bytes]):
         def run() -> None:
             with stream:
                 while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
-                    self.heard = self._clock()
+                    self.output_at = self._clock()
                     take(data)
 
         self._pumps.append(threading.Thread(target=run, daemon=True))

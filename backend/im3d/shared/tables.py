@@ -1,7 +1,5 @@
 """Tables of jobs as people and spreadsheets make them: the one reader of `im3d batch` and of Blender's batch.
 
-Standard library only, like `protocol`: the add-on imports it too.
-
 A table is a CSV file with a header, or a folder. Columns: one of `prompt`, `image`, `views`; and if wanted `name`,
 `height` (metres), `seed`, `preset`, `generator`, `collection` (for Blender). Paths are relative to the table. A folder
 means one job for each picture in it and for each folder of views; the folders of jobs are none.
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .files import replace_file
 from .names import QUEUED_FILE, REQUEST_FILE, is_picture
 
 SOURCES = ("prompt", "image", "views")
@@ -249,23 +248,13 @@ def write_results(path: Path, columns: Sequence[str], rows: Iterable[Sequence[ob
     data = text.getvalue().encode("utf-8", "backslashreplace")
     beside = path.with_suffix(".new.csv")
     try:
-        _replace(path, data)
+        replace_file(path, data)
     except PermissionError:
         if not is_ours(beside, columns):
             raise
-        _replace(beside, data)
+        replace_file(beside, data)
         return beside
     if beside.exists() and is_ours(beside, columns):
         with contextlib.suppress(OSError):
             beside.unlink()
     return path
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

@@ -251,7 +251,7 @@ def test_silence_ends_even_a_backend_that_answers_pings(scene: Callable[..., Sce
     s.backend.send = lambda message: None  # type: ignore[method-assign]
     s.until(lambda: job.state == "running")
     clock.now += SILENCE_S + 1
-    s.backend._heard = clock.now
+    s.backend._received_at = clock.now
     del s.backend.send
     s.until(lambda: job.attempts == 2)
 

@@ -94,7 +94,7 @@ def test_a_worker_that_reports_nothing_is_given_up(supervised: Supervised) -> No
     job = supervised.submit("hang")
     supervised.until(lambda: job.stage == "fit")
     supervised.skipped = SILENCE_S + 1
-    supervised.queue.backend._heard += supervised.skipped  # the server itself answers
+    supervised.queue.backend._received_at += supervised.skipped  # the server itself answers
     supervised.queue.tick()
     assert (job.state, job.died_in) == ("waiting", ["fit"])
     supervised.until(lambda: len(list(job.folder.glob("worker_*"))) == 2)

@@ -163,4 +163,4 @@ def test_a_file_that_shrinks_while_it_is_sent_never_arrives(tmp_path: Path) -> N
 
 def test_endless_greetings_are_not_read_for_ever() -> None:
     with pytest.raises(EndedEarlyError):
-        file_stream.heard(io.BytesIO(b"welcome\n" * 10_000))
+        file_stream.read_line(io.BytesIO(b"welcome\n" * 10_000))
