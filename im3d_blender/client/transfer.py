@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from ...backend.im3d.shared.file_stream import DamagedError, EndedEarlyError, Entry
+from ...backend.im3d.shared.file_stream import DamagedError, EndedEarlyError, Entry, RefusedError
 from ...backend.im3d.shared.files import replace_file
 from ...backend.im3d.shared.processes import Child
 from . import file_stream
@@ -98,12 +98,18 @@ class Transfer:
                 reason = str(error)
             except DamagedError as error:
                 reason, before = str(error), self.moved
+            except RefusedError as error:
+                if error.code != "damaged":
+                    self._finish(Failure(error.code, error.message, error.hint, "", error.remedy))
+                    return
+                reason, before = error.message.rstrip("."), self.moved
             except OSError as error:
                 self._finish(_disk_failure(error))
                 return
             except Exception as error:  # an answer that is none
                 reason = f"{type(error).__name__}: {error}"
             else:
+                self._finish()
                 return
             fruitless = 0 if self.moved > before else fruitless + 1
             if fruitless >= ATTEMPTS:
@@ -115,67 +121,36 @@ class Transfer:
             self._stop.wait(PAUSE_S * fruitless)
 
     def _attempt(self) -> None:
-        entries = [Entry.of(file, path) for file, path in self._files] if self.kind == "put" else []
+        entries = [(file, Entry.of(file, path)) for file, path in self._files] if self.kind == "put" else []
         with tempfile.TemporaryFile() as errors:
             process = self._start(errors)
             assert process.stdin is not None
             assert process.stdout is not None
+            streams = process.stdout, process.stdin
             try:
                 try:
-                    if self.kind == "put":
-                        self._put(process.stdin, process.stdout, entries)
-                    else:
-                        self._get(process.stdin, process.stdout)
+                    self._put(streams, entries) if self.kind == "put" else self._get(streams)
                 except EndedEarlyError:
-                    # The other side may have sent the reason before it ended.
-                    if not self._refused(file_stream.read_line(process.stdout)):
-                        raise
+                    file_stream.read_line(process.stdout)  # the other side may have sent the reason before it ended
+                    raise
             except EndedEarlyError as error:
                 raise EndedEarlyError(_last_words(process, errors) or str(error)) from error
             finally:
                 self._end_process()
 
-    def _put(self, there: IO[bytes], here: IO[bytes], entries: list[Entry]) -> None:
-        file_stream.write_line(there, put=[entry.to_json() for entry in entries])
-        answer = file_stream.read_line(here)
-        if self._refused(answer):
-            return
-        have = file_stream.counts(answer.get("have"), entries)
-        for (file, _), entry, count in zip(self._files, entries, have, strict=True):
-            file_stream.send(file, there, entry, count, self._count)
-        if not self._refused(file_stream.read_line(here)):
-            self._finish()
+    def _put(self, streams: file_stream.Streams, files: list[tuple[Path, Entry]]) -> None:
+        file_stream.write_line(streams[1], put=[entry.to_json() for _, entry in files])
+        file_stream.send_all(streams, files, self._count)
+        file_stream.read_line(streams[0])
 
-    def _get(self, there: IO[bytes], here: IO[bytes]) -> None:
-        file_stream.write_line(there, get=[path for _, path in self._files])
-        answer = file_stream.read_line(here)
-        if self._refused(answer):
-            return
-        found = answer.get("files")
+    def _get(self, streams: file_stream.Streams) -> None:
+        file_stream.write_line(streams[1], get=[path for _, path in self._files])
+        found = file_stream.read_line(streams[0]).get("files")
         if not isinstance(found, list) or len(found) != len(self._files):
             raise ValueError("the answer has not an entry for each file")
         self.missing = [path for (_, path), entry in zip(self._files, found, strict=True) if entry is None]
         coming = [(file, Entry(**entry)) for (file, _), entry in zip(self._files, found, strict=True) if entry]
-        have = [file_stream.arrived(file, entry) for file, entry in coming]
-        file_stream.write_line(there, have=have)
-        for (file, entry), count in zip(coming, have, strict=True):
-            file_stream.receive(here, file, entry, count, self._count)
-        self._finish()
-
-    def _refused(self, answer: dict[str, Any]) -> bool:
-        """Whether the other side answered with an error, which ends the transfer.
-
-        Raises:
-            DamagedError: The error is that a file arrived damaged.
-        """
-        error = answer.get("error")
-        if not isinstance(error, dict):
-            return False
-        if error.get("code") == "damaged":
-            raise DamagedError(str(error.get("message", "")).rstrip("."))
-        code, message, hint, remedy = (str(error.get(k, "")) for k in ("code", "message", "hint", "remedy"))
-        self._finish(Failure(code, message, hint, "", remedy))
-        return True
+        file_stream.receive_all(streams, coming, self._count)
 
     def _count(self, amount: int) -> None:
         self.moved += amount

@@ -16,11 +16,9 @@ from im3d.shared.file_stream import (
     DamagedError,
     EndedEarlyError,
     Entry,
-    arrived,
-    counts,
     read_line,
-    receive,
-    send,
+    receive_all,
+    send_all,
     write_line,
 )
 from im3d.shared.protocol import Message
@@ -113,20 +111,15 @@ def serve_files(root: Path, requests: IO[bytes], answers: IO[bytes]) -> int:
         if "put" in request:
             entries = [Entry(**entry) for entry in request["put"]]
             targets = [files.inside(entry.path) for entry in entries]
-            have = [_read(arrived, target, entry) for target, entry in zip(targets, entries, strict=True)]
-            write_line(answers, have=have)
-            for target, entry, count in zip(targets, entries, have, strict=True):
-                with translate_os_errors(target):
-                    receive(requests, target, entry, count, moved)
+            with translate_os_errors(targets[0].parent if targets else root):
+                receive_all((requests, answers), list(zip(targets, entries, strict=True)), moved)
             write_line(answers, done=True)
         else:
             sources = [(files.inside(path), path) for path in request["get"]]
-            found = [_read(Entry.of, source, path) if source.is_file() else None for source, path in sources]
+            found = [Entry.of(source, path) if source.is_file() else None for source, path in sources]
             write_line(answers, files=[entry and entry.to_json() for entry in found])
             wanted = [(source, e) for (source, _), e in zip(sources, found, strict=True) if e is not None]
-            have = counts(read_line(requests).get("have"), [entry for _, entry in wanted])
-            for (source, entry), count in zip(wanted, have, strict=True):
-                send(source, answers, entry, count, moved)
+            send_all((requests, answers), wanted, moved)
     except EndedEarlyError:
         return 1
     except DamagedError as error:
@@ -139,18 +132,6 @@ def serve_files(root: Path, requests: IO[bytes], answers: IO[bytes]) -> int:
     finally:
         finished.set()
     return 0
-
-
-def _read(work: Any, file: Path, what: Any) -> Any:
-    """`work` of a file that is read.
-
-    Raises:
-        InputError: It cannot be.
-    """
-    try:
-        return work(file, what)
-    except OSError as error:
-        raise InputError(f"{file.name} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
 def _refuse(answers: IO[bytes], error: dict[str, str]) -> int:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +37,20 @@ class EndedEarlyError(OSError):
 
 class DamagedError(OSError):
     """A file has another content than was announced: it changed meanwhile, or was damaged on its way."""
+
+
+class RefusedError(OSError):
+    """The other side answered with an error.
+
+    Attributes:
+        code, message, hint, remedy: As in the protocol's `error`.
+    """
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        self.code, self.message, self.hint, self.remedy = (
+            str(error.get(key, "")) for key in ("code", "message", "hint", "remedy")
+        )
+        super().__init__(self.message)
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,7 @@ def read_line(stream: IO[bytes]) -> dict[str, Any]:
 
     Raises:
         EndedEarlyError: There is none.
+        RefusedError: It is an error.
     """
     for _ in range(GREETING_LINES):
         try:
@@ -172,21 +187,45 @@ def read_line(stream: IO[bytes]) -> dict[str, Any]:
         with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(line)
             if isinstance(content, dict) and content.get("im3d") == "files":
+                if isinstance(content.get("error"), dict):
+                    raise RefusedError(content["error"])
                 return content
     raise EndedEarlyError("the other side did not answer")
 
 
-def counts(content: Any, entries: list[Entry]) -> list[int]:
-    """What the other side has of each file.
+Streams = tuple[IO[bytes], IO[bytes]]
+
+
+def receive_all(streams: Streams, files: Sequence[tuple[Path, Entry]], moved: Callable[[int], None]) -> None:
+    """Tells the other side what is here already, then receives the rest of each file.
+
+    Args:
+        streams: From the other side, and to it.
+        files: With the places where they go.
 
     Raises:
-        ValueError: It is not a number for each, from 0 to the file's size.
+        EndedEarlyError, DamagedError, OSError: See `receive`.
     """
-    if not isinstance(content, list) or len(content) != len(entries):
+    have = [arrived(target, entry) for target, entry in files]
+    write_line(streams[1], have=have)
+    for (target, entry), count in zip(files, have, strict=True):
+        receive(streams[0], target, entry, count, moved)
+
+
+def send_all(streams: Streams, files: Sequence[tuple[Path, Entry]], moved: Callable[[int], None]) -> None:
+    """Sends what the other side lacks of each file.
+
+    Raises:
+        ValueError: The other side does not answer with a number for each file, from 0 to its size.
+        EndedEarlyError, DamagedError, OSError: See `send`.
+    """
+    have = read_line(streams[0]).get("have")
+    if not isinstance(have, list) or len(have) != len(files):
         raise ValueError("the answer has not a number for each file")
-    if not all(type(n) is int and 0 <= n <= e.bytes for n, e in zip(content, entries, strict=True)):
+    if not all(type(n) is int and 0 <= n <= entry.bytes for n, (_, entry) in zip(have, files, strict=True)):
         raise ValueError("the answer is not within a file")
-    return content
+    for (source, entry), count in zip(files, have, strict=True):
+        send(source, streams[1], entry, count, moved)
 
 
 def write(stream: IO[bytes], data: bytes) -> None:
