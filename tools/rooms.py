@@ -1,7 +1,7 @@
 """The rooms of the house: which package imports which. Draws docs/images/rooms.svg: `python tools/rooms.py`.
 
 A room is a folder of a package, or a file at its top. Rooms stand above everything that they import, so a picture of
-floors needs no arrows. tests/repository/test_rooms.py keeps the rules.
+floors needs no arrows. tests/repository/test_architecture.py keeps the rules.
 """
 
 from __future__ import annotations

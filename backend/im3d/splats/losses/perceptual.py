@@ -60,7 +60,7 @@ def load_perceptual(device: torch.device) -> Perceptual:
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise unreadable(vgg16_path(), error) from error
         return Perceptual("lpips-vgg16", vgg16, lpips_weights(), LPIPS_MEAN, LPIPS_STD).to(device)
-    # Not scaled to LPIPS-VGG: at equal PSNR, published figures of it are within a factor of two (docs/paper.md).
+    # Not scaled to the distances of LPIPS with VGG16: how the two compare could not be measured (docs/paper.md).
     weights = [torch.full((channels,), 1 / len(LITE0_CHANNELS)) for channels in LITE0_CHANNELS]
     network = EfficientNetLite0(lite0_weights(), LITE0_STAGES[:3])
     return Perceptual("efficientnet-lite0", network, weights, (LITE0_MEAN,) * 3, (LITE0_STD,) * 3).to(device)
