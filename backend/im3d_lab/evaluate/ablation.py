@@ -65,6 +65,10 @@ def variants(ablation: Ablation | None, plan: Plan) -> list[Variant]:
         return [
             _set(plan, "fusion", "mesh by depth fusion", "mesh.route=fusion"),
             _set(plan, "density", "mesh by marching cubes on the density", "mesh.route=density"),
+            dataclasses.replace(
+                _set(plan, "field", "splats by the paper's losses, and a radiance field", *PAPER_LOSSES),
+                plan=dataclasses.replace(plan, settings=(*plan.settings, *PAPER_LOSSES), radiance_field=True),
+            ),
         ]
     if plan.source in GIVEN_VIEWS:
         raise InputError("Given views cannot be refined.", "Use --source with a generator.")

@@ -56,7 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--ablation",
         choices=("losses", "frames", "representation", "iterations", "noise"),
-        help="compare the paper's losses, 16, 8 and 4 views, mesh routes, refinement rounds, or the noise of restarts",
+        help="compare the paper's losses; 16, 8 and 4 views; mesh routes, and splats with a radiance field; refinement "
+        "rounds; or the noise of restarts",
     )
     how.add_argument("--clip", metavar="FOLDER", help="CLIP weights (default: clip in the models folder)")
     how.add_argument("--blender", metavar="FILE", help="Blender executable, where bpy is not installed")

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from im3d.core.devices import choose_device
 from im3d.core.images import OrbitViews, read_views, write_png, write_views
 from im3d.core.orbit import Cameras
 from im3d.core.storage import make_folder, write_json
 from im3d.errors import Im3dError, InputError
 from im3d.settings import Preset, parse_overrides, preset_settings
 from im3d.splats.gaussians import Gaussians
-from im3d.splats.losses.perceptual import Perceptual
+from im3d.splats.losses.perceptual import Perceptual, load_perceptual
 from im3d.splats.ply import load_ply
 from im3d_lab.evaluate.clip import Clip, clip_similarity
 from im3d_lab.evaluate.consistency import draw, self_consistency, with_losses_of
 from im3d_lab.evaluate.cycles import RenderJob, load_surface, load_views, render_views
 from im3d_lab.evaluate.metrics import compare_views
 from im3d_lab.evaluate.objects import EvaluationObject, Truth, draw_elevation, render_truth
+from im3d_lab.evaluate.radiance_field import fit_field, render_field
 from im3d_lab.evaluate.reporting.strips import write_strip
 from im3d_lab.evaluate.surface import compare_surfaces
 from im3d_lab.evaluate.warp import warped
@@ -36,6 +39,8 @@ GivenViews = Literal["oracle", "warped"]
 GIVEN_VIEWS: tuple[GivenViews, ...] = get_args(GivenViews)
 JOB_TIMEOUT_S = 3600.0
 STRIP_CAMERAS = (0, 2)
+# Metrics by which splats and a radiance field are compared.
+COMPARED = ("psnr", "psnr_object", "ssim", "lpips", "iou")
 
 Row = dict[str, Any]
 
@@ -52,6 +57,7 @@ class Plan:
         preset: The product's preset.
         settings: "section.name=value" texts for the product.
         withhold_elevation: Whether given views go without their elevation.
+        radiance_field: Whether a radiance field is fitted to the same views too (paper, Table 2).
     """
 
     source: str
@@ -61,6 +67,7 @@ class Plan:
     preset: Preset
     settings: tuple[str, ...] = ()
     withhold_elevation: bool = False
+    radiance_field: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "settings": list(self.settings)}
@@ -148,9 +155,16 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
         except InputError as error:
             # Half of the views can be too few for an object that all of them explain.
             row["consistency_error"] = str(error)
+    pictures = {"splats": splats, "mesh": mesh}
+    if plan.radiance_field:
+        field, seconds = _field_renders(views, plan, _scaled_cameras(truth.novel_cameras, scale))
+        pictures["radiance field"] = field
+        found = {"splats": row["splats"], "field": compare_views(field, truth.novel, perceptual)}
+        row["representation"] = {f"{name}_{key}": found[name][key] for name in found for key in COMPARED}
+        row["representation"] |= {"splats_seconds": result["timings_s"]["fit"], "field_seconds": seconds}
     if isinstance(instruments.clip, Clip):
-        for name, pictures in (("views", views.rgba), ("splats", splats), ("mesh", mesh)):
-            row[name] |= clip_similarity(instruments.clip, pictures, truth.views.rgba[0], item.name)
+        for name, compared in (("views", views.rgba), ("splats", splats), ("mesh", mesh)):
+            row[name] |= clip_similarity(instruments.clip, compared, truth.views.rgba[0], item.name)
     row["elevation"] = {
         "error_deg": abs(result["elevation_deg"] - elevation_deg),
         "confidence": result["elevation_confidence"],
@@ -164,8 +178,7 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
         {
             "views (orbit)": views.resized(plan.size).rgba[orbit_rows],
             "truth (new camera)": truth.novel[shown],
-            "splats": splats[shown],
-            "mesh": mesh[shown],
+            **{name: rendered[shown] for name, rendered in pictures.items()},
             "normals": normals[shown],
         },
     )
@@ -241,6 +254,23 @@ def world_scale(views: OrbitViews, truth: Truth) -> float:
 
 def _scaled(gaussians: Gaussians, scale: float) -> Gaussians:
     return dataclasses.replace(gaussians, means=gaussians.means * scale, scales=gaussians.scales * scale)
+
+
+def _scaled_cameras(cameras: Cameras, scale: float) -> Cameras:
+    """The truth's cameras in the product's world, which is smaller by `scale`."""
+    viewmats = cameras.viewmats.copy()
+    viewmats[:, :3, 3] /= scale
+    return dataclasses.replace(cameras, viewmats=viewmats)
+
+
+def _field_renders(views: OrbitViews, plan: Plan, cameras: Cameras) -> tuple[NDArray[np.float32], float]:
+    """What a radiance field shows that was fitted to the views as the splats were, and the seconds of its fit."""
+    fit = parse_overrides(preset_settings(plan.preset, plan.source in GIVEN_VIEWS), plan.settings).fit
+    device = choose_device("auto")
+    perceptual = load_perceptual(device) if fit.lpips else None
+    start = time.monotonic()
+    field = fit_field(views, fit, plan.seed, device, perceptual)
+    return render_field(field, cameras), round(time.monotonic() - start, 1)
 
 
 def _mesh_renders(

@@ -74,6 +74,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("fit_consistency.ssim", "SSIM", 3, 1),
         Column("fit_consistency.lpips", "perceptual distance", 3, -1),
     ),
+    "Splats and a radiance field fitted to the same views, from new cameras (paper, Table 2)": tuple(
+        Column(f"representation.{name}_{key}", f"{title}: {metric}", digits, better)
+        for key, metric, digits, better in (
+            ("psnr", "PSNR (dB)", 1, 1),
+            ("psnr_object", "PSNR on the object (dB)", 1, 1),
+            ("ssim", "SSIM", 3, 1),
+            ("lpips", "perceptual distance", 3, -1),
+            ("iou", "mask IoU", 3, 1),
+            ("seconds", "seconds of the fit", 1, -1),
+        )
+        for name, title in (("splats", "splats"), ("field", "radiance field"))
+    ),
     "Elevation of the orbit": (
         Column("elevation.error_deg", "error (°)", 1, -1),
         Column("elevation.confidence", "reported confidence", 2, 0),
@@ -103,6 +115,8 @@ HEADLINE = (
     Column("mesh.iou", "mesh IoU", 3, 1),
     Column("splats.psnr", "splats PSNR (dB)", 1, 1),
     Column("splats.lpips", "splats perceptual", 3, -1),
+    Column("representation.field_psnr", "radiance field PSNR (dB)", 1, 1),
+    Column("representation.field_lpips", "radiance field perceptual", 3, -1),
     Column("surface.chamfer", "Chamfer (%)", 2, -1, 100),
     Column("surface.fscore", "F-score", 3, 1),
     Column("consistency.lpips", "odd/even perceptual", 3, -1),
