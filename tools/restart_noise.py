@@ -33,7 +33,7 @@ from im3d.settings import preset_settings
 from im3d.splats.fit import SplatFit
 from im3d.splats.losses.perceptual import load_perceptual
 from im3d.splats.render import best_rasterizer
-from im3d_lab.evaluate.consistency import draw
+from im3d_lab.evaluate.consistency import render_splats
 from im3d_lab.evaluate.warp import warped
 
 SIGMAS = (1.3, 2.3, 3.9, 6.4, 10.0, 16.0)
@@ -84,7 +84,7 @@ def fitted_renders(truth: OrbitViews, iterations: int, seed: int) -> OrbitViews:
     settings = preset_settings("standard").fit
     fit = SplatFit(warped(truth, seed), settings, seed, device, best_rasterizer(device), load_perceptual(device))
     fit.run(iterations)
-    return OrbitViews(draw(fit.gaussians(), truth.orbit.cameras(truth.size)), truth.orbit)
+    return OrbitViews(render_splats(fit.gaussians(), truth.orbit.cameras(truth.size)), truth.orbit)
 
 
 def latents(pictures: NDArray[np.float32], like: NDArray[np.float32] | None = None) -> FloatArray:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from im3d.generators.mini.model import VolumeDenoiser
 from im3d_lab.training.data.batches import Batch, Changes
 from im3d_lab.training.data.volumes import VolumeTargets
-from im3d_lab.training.train import Place, Trainer
+from im3d_lab.training.train import DistributedContext, Trainer
 from im3d_lab.training.train_settings import TrainSettings
 
 
@@ -62,22 +62,22 @@ def random_batch(model: VolumeDenoiser, count: int, views: int, device: torch.de
 def main() -> None:
     parser = argparse.ArgumentParser(description="Profile a training step of mini.")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--drawn-views", type=int, default=3)
+    parser.add_argument("--rendered-views", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    settings = TrainSettings(batch=args.batch, drawn_views=args.drawn_views, compile=not args.eager, muon=True)
-    trainer = Trainer(VolumeDenoiser(), settings, Place(device))
+    settings = TrainSettings(batch=args.batch, rendered_views=args.rendered_views, compile=not args.eager, muon=True)
+    trainer = Trainer(VolumeDenoiser(), settings, DistributedContext(device))
     generator = torch.Generator(device)
-    batch, targets = random_batch(trainer.model, args.batch, args.drawn_views, device)
+    batch, targets = random_batch(trainer.model, args.batch, args.rendered_views, device)
 
     def step() -> None:
         trainer.train_step(batch, targets, generator, 1e-5)
 
     with FlopCounterMode(display=False) as counter:
-        trainer.losses(*random_batch(trainer.model, 1, args.drawn_views, device), generator)
+        trainer.losses(*random_batch(trainer.model, 1, args.rendered_views, device), generator)
     taken = seconds(step, args.repeats)
     work = 3 * counter.get_total_flops() * args.batch
     print(f"{args.batch / taken:.0f} orbits/s, {work / taken / matrix_rate(device):.0%} of the matrix rate")

@@ -31,11 +31,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="packs of props, or folders of GLB, OBJ, PLY, STL or FBX files (default: the packs in im3d's data folder)",
     )
     what.add_argument("--ids", nargs="+", default=[], metavar="ID", help="only these objects")
-    what.add_argument("--sample", type=int, metavar="N", help="draw N objects, evenly from all packs and folders")
+    what.add_argument(
+        "--sample", type=int, metavar="N", help="sample N objects at random, evenly from all packs and folders"
+    )
     what.add_argument(
         "--split", choices=("train", "validation", "test", "all"), default="test", help="part of the packs"
     )
-    what.add_argument("--seed", type=int, default=0, help="of the draw, elevations, distortions and jobs (default: 0)")
+    what.add_argument(
+        "--seed", type=int, default=0, help="of the sample, elevations, distortions and jobs (default: 0)"
+    )
 
     how = parser.add_argument_group("how")
     how.add_argument(
@@ -126,7 +130,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.views < 2:
         raise InputError(f"--views is {args.views}.", "Use at least two views.")
     if args.withhold_elevation and args.source not in GIVEN_VIEWS:
-        raise InputError("A generator is never told the elevation.", "Leave --withhold-elevation out.")
+        raise InputError("A generator never receives the elevation.", "Leave --withhold-elevation out.")
     if args.clip and not Path(args.clip).is_dir():
         raise InputError(f"There is no folder {args.clip}.", "Give the folder of CLIP's weights, or leave --clip out.")
 

@@ -1,7 +1,7 @@
 """Whether views agree with each other, without any truth: fit two halves apart and compare (MVGBench, Xie et al. 2025).
 
 A generator's views are consistent when any half of them describes the same object. The odd and the even views are
-fitted separately, and both results are drawn from the same new cameras.
+fitted separately, and both results are rendered from the same new cameras.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from im3d.splats.losses.perceptual import Perceptual
 from im3d.splats.render import best_rasterizer, render
 from im3d_lab.evaluate.metrics import lpips, psnr, ssim
 
-# A yardstick must not move with the settings under test. Colour and mask only: it measures the views, not a loss.
+# Reference fit settings, which must not change with the settings under test. Colour and mask only: they measure the
+# views, not a loss.
 FIT = FitSettings(iterations=300, size=128, points=3000, max_gaussians=8000, lpips=0.0, ms_ssim=0.2, mask=1.0, rgb=1.0)
 
 
 def with_losses_of(settings: FitSettings) -> FitSettings:
-    """The yardstick's fit with the loss weights of another: how well *its* results agree."""
+    """Reference fit settings with this job's loss weights."""
     weights = {name: getattr(settings, name) for name in ("lpips", "ms_ssim", "mask", "rgb")}
     return dataclasses.replace(FIT, **weights)
 
@@ -67,7 +68,7 @@ def fit_half(
 
 def compare_halves(a: Gaussians, b: Gaussians, cameras: Cameras, perceptual: Perceptual) -> dict[str, float]:
     """Mean over the cameras: psnr (dB), ssim, lpips between renders of `a` and of `b`; identical: 100, 1, 0."""
-    pairs = list(zip(over(draw(a, cameras)), over(draw(b, cameras)), strict=True))
+    pairs = list(zip(over(render_splats(a, cameras)), over(render_splats(b, cameras)), strict=True))
     return {
         "psnr": float(np.mean([psnr(x, y) for x, y in pairs])),
         "ssim": float(np.mean([ssim(x, y) for x, y in pairs])),
@@ -86,7 +87,7 @@ def cameras_between(orbit: Orbit, size: int) -> Cameras:
     return dataclasses.replace(cameras, viewmats=viewmats)
 
 
-def draw(gaussians: Gaussians, cameras: Cameras) -> NDArray[np.float32]:
+def render_splats(gaussians: Gaussians, cameras: Cameras) -> NDArray[np.float32]:
     """(C, S, S, 4) pictures of splats on the CPU, straight alpha."""
     with torch.no_grad():
         rendered = render(gaussians, cameras, best_rasterizer(torch.device("cpu")))

@@ -114,7 +114,7 @@ def _task(job: RenderJob, folder: Path) -> dict[str, Any]:
 
 
 def _description(job: RenderJob) -> dict[str, Any]:
-    """What the script is told besides paths."""
+    """What the script receives besides paths."""
     matrix = None
     if isinstance(job.source, Prop):
         matrix = np.eye(4)

@@ -18,7 +18,7 @@ from im3d.shared.paths import home_folder
 from im3d_lab.evaluate.cycles import MESH_SUFFIXES, RenderJob, load_surface, load_views, render_views
 from im3d_lab.packs import Pack, Prop, Split
 
-# The paper's orbits lie in [0°, 45°] (3.2); people hold cameras and draw pictures in the lower part.
+# The paper's orbits lie in [0°, 45°] (3.2); people hold cameras and make pictures in the lower part.
 ELEVATIONS_DEG = (0.0, 30.0)
 # New cameras: (azimuth in steps of the 16-view orbit, elevation or None for the orbit's own).
 NOVEL_VIEWS: tuple[tuple[float, float | None], ...] = (
@@ -61,7 +61,7 @@ class Truth:
     """The true views and surface of an object.
 
     Attributes:
-        views: The orbit, as a perfect generator would draw it.
+        views: The orbit, as a perfect generator would make it.
         novel: (C, S, S, 4) float32 pictures from cameras that are not in the orbit, straight alpha.
         novel_cameras: Their cameras.
         vertices: (V, 3) float32 in the world.
@@ -84,7 +84,7 @@ def find_objects(
         sources: Packs (.npz, .npz.xz) and folders of mesh files; none: the packs in the user's `packs` folder.
         ids: Only these, by the source's own ids; empty: all.
         sample: Draw so many; spread evenly over the sources.
-        seed: Of the draw.
+        seed: Of the random sample.
         split: Of packs, only this part; None: all of it. Not applied to `ids`.
 
     Raises:

@@ -251,7 +251,7 @@ def carry_back(field: RadianceField, origins: Tensor, directions: Tensor, jitter
 
 
 def render_field(field: RadianceField, cameras: Cameras) -> NDArray[np.float32]:
-    """Pictures (C, S, S, 4), straight alpha, as `consistency.draw` gives them of splats."""
+    """Pictures (C, S, S, 4), straight alpha, as `consistency.render_splats` gives them of splats."""
     device = next(field.parameters()).device
     found = []
     for origins, directions in zip(*camera_rays(cameras, device), strict=True):

@@ -26,7 +26,7 @@ from im3d.splats.gaussians import Gaussians
 from im3d.splats.losses.perceptual import Perceptual, load_perceptual
 from im3d.splats.ply import load_ply
 from im3d_lab.evaluate.clip import Clip, clip_similarity
-from im3d_lab.evaluate.consistency import draw, self_consistency, with_losses_of
+from im3d_lab.evaluate.consistency import render_splats, self_consistency, with_losses_of
 from im3d_lab.evaluate.cycles import RenderJob, load_surface, load_views, render_views
 from im3d_lab.evaluate.metrics import compare_views
 from im3d_lab.evaluate.objects import EvaluationObject, Truth, draw_elevation, render_truth
@@ -133,11 +133,11 @@ def _measured(item: EvaluationObject, plan: Plan, folder: Path, instruments: Ins
     views = last_views(Path(result["job"]))
     scale = world_scale(views, truth)
     gaussians = _scaled(load_ply(Path(result["splats"])), scale)
-    splats = draw(gaussians, truth.novel_cameras)
+    splats = render_splats(gaussians, truth.novel_cameras)
     mesh, normals, surface = _mesh_renders(result, scale, truth.novel_cameras, instruments.blender)
 
     perceptual = instruments.perceptual
-    # A generator may draw fewer views; they begin with the same one and go round as far.
+    # A generator may make fewer views; they begin with the same one and go round as far.
     same = truth.views.rgba[:: max(1, plan.views // len(views.orbit))]
     row: Row = {
         "views": compare_views(views.resized(plan.size).rgba, same, perceptual),

@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Warp:
-    """How strong; every view draws its own distortion.
+    """How strong; every view gets a random distortion of its own.
 
     Attributes:
         shift_px: Root mean square of the displacement, in pixels of a 256² picture.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -34,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--redraw-minutes",
         type=float,
         default=0.0,
-        help="pause between further draws, rendered while training (the cache needs room for two); 0: no further ones",
+        help="pause between further sets of random orbits, rendered while training (the cache needs room for two); "
+        "0: no further ones",
     )
     mini.add_argument(
         "--invented", type=int, default=0, help="so many props more, made of the training props by bending and joining"
@@ -44,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the network's sizes, where they differ; with --init: depths, a multiple of the weights', and samples",
     )  # fmt: skip
     _add_settings(mini, TrainSettings)
+    _add_old_name(mini, "--drawn-views", "--rendered-views")
 
     scoring = kinds.add_parser("score", help="weights of mini on the packs' props of validation and test")
     _add_pack_options(scoring)
@@ -71,7 +74,20 @@ def _add_data_options(parser: argparse.ArgumentParser, render_size: int) -> None
     parser.add_argument("--resume", action="store_true", help="continue the state in --out")
     parser.add_argument("--render-size", type=int, default=render_size, help="side of the rendered orbits in pixels")
     parser.add_argument("--orbits", type=int, default=12, help="rendered orbits per training prop, on average")
-    parser.add_argument("--draw", type=int, default=0, help="another number: other orbits of the training props")
+    parser.add_argument("--orbit-seed", type=int, default=0, help="seed of the training props' random orbits")
+    _add_old_name(parser, "--draw", "--orbit-seed")
+
+
+def _add_old_name(parser: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Accepts an option's old name, with a note, for one version."""
+
+    class OldName(argparse.Action):
+        def __call__(self, _: object, namespace: argparse.Namespace, value: Any, *__: object) -> None:
+            print(f"im3d: {old} is called {new} now; the old name goes with the next version.", file=sys.stderr)
+            setattr(namespace, self.dest, value)
+
+    dest = new.removeprefix("--").replace("-", "_")
+    parser.add_argument(old, type=int, action=OldName, dest=dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
@@ -130,7 +146,7 @@ def _draw_request(args: argparse.Namespace) -> Any:
 
     devices = max(1, torch.cuda.device_count())
     return DrawRequest(
-        args.pack, args.cache, args.render_size, args.orbits, args.workers, devices, args.limit, args.draw
+        args.pack, args.cache, args.render_size, args.orbits, args.workers, devices, args.limit, args.orbit_seed
     )
 
 
@@ -183,7 +199,7 @@ def _train_mini(args: argparse.Namespace, where: Any, started: float) -> None:
     from im3d_lab.training.validate import validate
 
     if args.redraw_minutes and where.world > 1:
-        raise InputError("Further draws are rendered for one process alone.", "Leave --redraw-minutes out.")
+        raise InputError("Further random orbits are rendered for one process alone.", "Leave --redraw-minutes out.")
     if args.invented:
         args.pack.append(_invented(args, where))
     settings = _settings(TrainSettings, args)

@@ -13,7 +13,7 @@ from im3d.generators.mini.model import VolumeDenoiser
 
 
 def with_depths(model: VolumeDenoiser, depths: int, samples: int) -> VolumeDenoiser:
-    """A network that imagines in more depths what the given one does, and draws nearly the same views.
+    """A network with more depth samples than the given one that renders nearly the same views.
 
     What fills a depth is interpolated between the outputs for the old ones. Cells are as many times thinner, and each
     as many times less opaque.
@@ -38,7 +38,8 @@ def with_depths(model: VolumeDenoiser, depths: int, samples: int) -> VolumeDenoi
     for name in ("shape.head.weight", "shape.head.bias"):
         logits, colors = state[name][:old], state[name][old:].unflatten(0, (3, -1))
         state[name] = torch.cat([_between(part, times) for part in (logits, *colors)])
-    # Less likely cells are as opaque as they are likely, and their odds are their likelihood.
+    # Each of the `times` thinner cells gets 1/times of the optical depth: for small p, softplus(logit) ≈ p, so subtract
+    # log(times).
     state["opacity"] = state["opacity"] - torch.tensor([0.0, math.log(times)])
     deeper.load_state_dict(state)
     return deeper

@@ -5,7 +5,7 @@ how the views hang together is learned. A video's noise level is σ = exp(N(mean
 error of the network's own output F (v-prediction, `generators.sv3d`). In the paper's terms that is ‖ε̂ − ε‖² with the
 weight σ² + 1.
 
-Every random draw comes from (seed, process, step), so that a resumed run continues as if it had not been stopped.
+Every random number comes from (seed, process, step), so that a resumed run continues as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from im3d.generators.sv3d.network import Sv3dConfig
 from im3d.generators.sv3d.weights import UNET, load_networks, unet_name
 from im3d_lab.training.data.batches import OrbitBatches, pictures
 from im3d_lab.training.data.orbits import OrbitSet
-from im3d_lab.training.train import Place
+from im3d_lab.training.train import DistributedContext
 
 # Parts of a parameter's name that make it temporal: convolutions and attention across the views, the position of a view
 # in the video, and the scalar that mixes both with the spatial layers. 656 of the U-Net's 1525 million parameters.
@@ -50,7 +50,7 @@ class FinetuneSettings:
         learning_rate: AdamW's.
         noise_mean: Mean of ln σ.
         noise_spread: Standard deviation of ln σ.
-        drop: Share of the videos whose image embedding is hidden, and, drawn apart, whose input latent is.
+        drop: Share of the videos whose image embedding is hidden, and, independently, whose input latent is.
         seed: Of everything random.
     """
 
@@ -82,14 +82,14 @@ class Finetuner:
     """
 
     def __init__(
-        self, name: Name, checkpoint: Path, config: Sv3dConfig, settings: FinetuneSettings, where: Place
+        self, name: Name, checkpoint: Path, config: Sv3dConfig, settings: FinetuneSettings, where: DistributedContext
     ) -> None:
         self.settings, self.where = settings, where
         self._checkpoint = checkpoint
         networks = load_networks(checkpoint, config, dtype=torch.float32, vae_dtype=torch.float32)
         self.unet = networks.unet.to(where.device)
         self.unet.enable_gradient_checkpointing()
-        # Conditioning and latents are made as they are when views are drawn. All networks stay on the GPU.
+        # Conditioning and latents are made as they are when views are sampled. All networks stay on the GPU.
         self.generator = Sv3dGenerator(
             name, where.device, 0.0, size=settings.size, memory="24", config=config, networks=networks
         )
@@ -108,17 +108,17 @@ class Finetuner:
         s, device = self.settings, self.where.device
         rgb = pictures(views)
         with torch.no_grad():
-            told = self.generator.condition(rgb[0], Orbit.uniform(len(rgb), elevation_deg))
+            conditioning = self.generator.condition(rgb[0], Orbit.uniform(len(rgb), elevation_deg))
             z = self.generator.encode(in_model_order(rgb)).to(device)
         level, hide_context, hide_latent = torch.randn(1, generator=generator), *torch.rand(2, generator=generator)
         sigma = (level * s.noise_spread + s.noise_mean).exp().to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
         scale = (sigma**2 + 1).sqrt()
-        context = told.context * float(hide_context >= s.drop)
-        latent = (told.latent * float(hide_latent >= s.drop)).expand(len(z), -1, -1, -1)
+        context = conditioning.context * float(hide_context >= s.drop)
+        latent = (conditioning.latent * float(hide_latent >= s.drop)).expand(len(z), -1, -1, -1)
         sample = torch.cat([(z + sigma * noise) / scale, latent], dim=1)[None]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            (predicted,) = self.unet(sample, sigma.log() / 4, context, told.vectors[None])
+            (predicted,) = self.unet(sample, sigma.log() / 4, context, conditioning.vectors[None])
         return (predicted.float() - (noise - sigma * z) / scale).square().mean()
 
     def train_step(self, views: Tensor, elevation_deg: Tensor, generator: torch.Generator) -> float:
@@ -140,7 +140,7 @@ class Finetuner:
         return total
 
     def save(self, folder: Path) -> None:
-        """Writes state.pt, to continue from, and temporal.safetensors, to draw with: `--set sv3d.finetuned=FILE`."""
+        """Writes state.pt, to continue from, and temporal.safetensors, to sample with: `--set sv3d.finetuned=FILE`."""
         folder.mkdir(parents=True, exist_ok=True)
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         state = {"trained": trained, "optimizer": self.optimizer.state_dict(), "step": self.step}

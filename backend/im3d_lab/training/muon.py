@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """(M, R, C) matrices with all singular values brought near 1 (between about 0.7 and 1.2), by Newton–Schulz."""
+    """(M, R, C) matrices with all singular values near 1 (between about 0.7 and 1.2), by Newton–Schulz."""
     a, b, c = QUINTIC
     x = matrices.to(torch.bfloat16 if fast_in_half(matrices.device) else matrices.dtype)
     tall = x.shape[1] > x.shape[2]

@@ -19,7 +19,7 @@ def soft_iou_loss(alpha: Tensor, target: Tensor) -> Tensor:
 
 
 class PictureDistance:
-    """The fit's perceptual distance between views, which prefers something sharp to the mean of what is possible.
+    """The fit's perceptual distance between views, which prefers a sharp picture to the conditional mean.
 
     Args:
         device: Where the views are.

@@ -1,10 +1,10 @@
 """Training of `mini` on rendered orbits, on one or several GPUs or on a CPU, resumable at any step.
 
-The imagined volume is compared with the prop's occupancy grid, which is cheap: no view is drawn. The denoised views are
-compared with the rendered ones (EDM's loss), a few of each orbit, with the volume trained along or left as it is.
+The imagined volume is compared with the prop's occupancy grid, which is cheap: no view is rendered. The denoised views
+are compared with the rendered ones (EDM's loss), a few of each orbit, with the volume trained along or left as it is.
 
-Every random draw of a step comes from a generator seeded with (seed, rank, step), so a run that is stopped and resumed
-continues exactly as if it had not been.
+Every random number of a step comes from a generator seeded with (seed, rank, step), so a run that is stopped and
+resumed continues exactly as if it had not been.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ from im3d_lab.training.picture_losses import PictureDistance, soft_iou_loss
 from im3d_lab.training.train_settings import TrainSettings
 from im3d_lab.training.validate import occupancy_loss, validate
 
-# σ at 64 pixels above which the noisy views tell next to nothing.
+# σ at 64 pixels above which the noisy views contain next to no information.
 BLIND_FROM = 6.0
-# Sampled in one step, as shipped, and in a few, which tells how well lower noise is denoised.
+# Sampled in one step, as shipped, and in a few, which shows how well lower noise is denoised.
 VALIDATION_STEPS = (1, 4)
 
-LOSSES = ("occupancy", "color", "elevation", "drawn", "denoised", "mask", "perceptual")
+LOSSES = ("occupancy", "color", "elevation", "rendered", "denoised", "mask", "perceptual")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process trains.
+class DistributedContext:
+    """This process among those that train together.
 
     Attributes:
         device: Its device.
-        rank: Its number among the processes.
-        world: How many there are.
+        rank: Its global rank, from 0.
+        world: The number of processes.
     """
 
     device: torch.device
@@ -75,8 +75,8 @@ class Place:
 
 
 @contextmanager
-def place() -> Iterator[Place]:
-    """This process's place; joins the others when it was started by torchrun or accelerate."""
+def place() -> Iterator[DistributedContext]:
+    """This process's context; it joins the others' group where torchrun or accelerate started it."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
@@ -87,11 +87,11 @@ def place() -> Iterator[Place]:
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     if world == 1:
-        yield Place(device)
+        yield DistributedContext(device)
         return
     dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
-        yield Place(device, dist.get_rank(), world)
+        yield DistributedContext(device, dist.get_rank(), world)
     finally:
         dist.destroy_process_group()
 
@@ -102,10 +102,10 @@ class Trainer:
     Args:
         model: The network, with its starting weights.
         settings: How to train.
-        where: This process's place.
+        where: This process among the others.
     """
 
-    def __init__(self, model: VolumeDenoiser, settings: TrainSettings, where: Place) -> None:
+    def __init__(self, model: VolumeDenoiser, settings: TrainSettings, where: DistributedContext) -> None:
         self.settings, self.where = settings, where
         channels_last(model.to(where.device)).train()
         model.shape.requires_grad_(not settings.frozen_shape)
@@ -132,7 +132,7 @@ class Trainer:
                 self.network,
                 device_ids=[where.device.index] if where.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                find_unused_parameters=settings.drawn_views == 0 or settings.volume_first > 0,
+                find_unused_parameters=settings.rendered_views == 0 or settings.volume_first > 0,
             )
 
     def train_step(
@@ -141,7 +141,7 @@ class Trainer:
         """One optimiser step.
 
         Args:
-            batch: The orbits, as large as the network's views; with `drawn_views` views besides the first.
+            batch: The orbits, as large as the network's views; with `rendered_views` views besides the first.
             targets: What their volumes should hold; None where the shape is frozen.
             generator: Of the noise.
             rate: Learning rate.
@@ -169,29 +169,31 @@ class Trainer:
     def losses(self, batch: Batch, targets: VolumeTargets | None, generator: torch.Generator) -> Tensor:
         """(7,) in the order of `LOSSES`. The first view is given, so it does not count."""
         s, device = self.settings, batch.views.device
-        told = batch.elevation + s.elevation_jitter * torch.randn(
+        elevation = batch.elevation + s.elevation_jitter * torch.randn(
             len(batch.elevation), generator=generator, device=device
         )
-        sigma = self._noise_levels(len(told), generator)
+        sigma = self._noise_levels(len(elevation), generator)
         clean = to_model(batch.views[:, 1:])
         noise = torch.randn(clean.shape, generator=generator, device=device)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_half(device)):
-            shape, drawn, denoised = self.network(
-                to_model(batch.views[:, 0]), told, batch.index[:, 1:], noisy if clean.shape[1] else None, sigma
+            shape, rendered, denoised = self.network(
+                to_model(batch.views[:, 0]), elevation, batch.index[:, 1:], noisy if clean.shape[1] else None, sigma
             )
         nothing = torch.zeros((), device=device)
         parts = [nothing] * 3 if targets is None else [*_shape_losses(shape, targets, batch.elevation)]
-        if drawn is None:
+        if rendered is None:
             parts += [nothing] * 4
         else:
             sd = self.model.config["sigma_data"]
             scaled = sigma.view(-1, 1, 1, 1, 1)
             # EDM's weight, (σ² + σ_d²)/(σ·σ_d)².
             weight = (scaled**2 + sd**2) / (scaled * sd) ** 2
-            parts += [(drawn - batch.views[:, 1:]).square().mean(), (weight * (denoised - clean).square()).mean()]
+            parts += [(rendered - batch.views[:, 1:]).square().mean(), (weight * (denoised - clean).square()).mean()]
             truth, finished = batch.views[:, 1:], from_model(denoised)
-            parts.append(sum((soft_iou_loss(views[:, :, 3], truth[:, :, 3]) for views in (drawn, finished)), nothing))
+            parts.append(
+                sum((soft_iou_loss(views[:, :, 3], truth[:, :, 3]) for views in (rendered, finished)), nothing)
+            )
             parts.append(nothing if self._distance is None else self._distance(finished, truth, generator))
         return torch.stack(parts)
 
@@ -255,7 +257,7 @@ class _Step(nn.Module):
     def forward(
         self, condition: Tensor, elevation: Tensor, index: Tensor, noisy: Tensor | None, sigma: Tensor
     ) -> tuple[Shape, Tensor | None, Tensor | None]:
-        """The shape, the drawn views and the denoised ones; only the shape without noisy views."""
+        """The shape, the rendered views and the denoised ones; only the shape without noisy views."""
         shape = self.model.shape(condition)
         if noisy is None:
             return shape, None, None
@@ -338,10 +340,10 @@ def train(
         orbits: The rendered orbits; each process trains on its share of the training rows.
         volumes: The targets of their volumes; None where the shape is frozen.
         out: Folder of the results.
-        started: `time.monotonic()` at the start of the leg.
+        started: `time.monotonic()` at the start of the run.
         on_loss: Called by the first process with each step's number and loss; costs a wait for the GPU.
-        redrawing: New draws of the training props, taken as they get ready; for one process alone.
-        shares: Of `balanced_shares`; None: every orbit is drawn as often.
+        redrawing: Fresh random orbits of the training props, used as they become ready; for one process alone.
+        shares: Of `balanced_shares`; None: every orbit is sampled equally often.
     """
     s, where = trainer.settings, trainer.where
     size, depths = int(trainer.model.config["sample_size"]), int(trainer.model.config["depths"])
@@ -350,12 +352,12 @@ def train(
     by_pack = orbits.rows_by_pack("validation") if where.first else {}
     held_out = {pack: OrbitBatches(orbits, rows, where.device, size) for pack, rows in by_pack.items()}
     log = _Log(out / "log.jsonl", where.first)
-    log.write(event="leg", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
+    log.write(event="run", step=trainer.step, orbits=len(batches) * where.world, settings=dataclasses.asdict(s))
 
     def prepared(step: int) -> tuple[Batch, VolumeTargets | None, torch.Generator]:
         generator = torch.Generator(where.device)
         generator.manual_seed((s.seed * 1_000_003 + step) * 1_009 + where.rank)
-        others = 0 if _progress(s, step, started) < s.volume_first else s.drawn_views
+        others = 0 if _progress(s, step, started) < s.volume_first else s.rendered_views
         batch = batches.draw(s.batch // where.world, generator, others)
         targets = volumes.at(batch.changes, size // 2, depths) if volumes is not None else None
         return batch, targets, generator
@@ -393,7 +395,7 @@ def train(
             if s.validate_minutes and not done and trainer.step % 50 == 0:
                 due = _from_first(time.monotonic() - checked > 60 * s.validate_minutes, where)
                 if due:
-                    # A leg that is cut off loses what came after its last validation.
+                    # A run that is cut off loses what came after its last validation.
                     if where.first:
                         trainer.save(out)
                     _validated(trainer, held_out, volumes, out, log)
@@ -406,14 +408,14 @@ def train(
 
 
 def learning_rate(trainer: Trainer, started: float) -> float:
-    """Warm-up, then constant, then a linear fall over the last share of the leg."""
+    """Warm-up, then constant, then a linear fall over the last share of the run."""
     s = trainer.settings
     rate = s.learning_rate * min(1.0, (trainer.step - trainer.leg_start + 1) / max(1, s.warmup))
     return rate * max(0.02, min(1.0, (1 - _progress(s, trainer.step, started)) / s.decay)) if s.decay else rate
 
 
 def _progress(s: TrainSettings, step: int, started: float) -> float:
-    """How much of the leg is over, by steps or minutes, whichever is further; 0 without a limit."""
+    """How much of the run is over, by steps or minutes, whichever is further; 0 without a limit."""
     progress = [step / s.steps] if s.steps else []
     if s.minutes:
         progress.append((time.monotonic() - started) / (60 * s.minutes))
@@ -430,7 +432,7 @@ def _agreed(trainer: Trainer, started: float) -> bool:
     return _from_first(time.monotonic() - started > 60 * s.minutes, trainer.where)
 
 
-def _from_first(value: bool, where: Place) -> bool:
+def _from_first(value: bool, where: DistributedContext) -> bool:
     if where.world == 1:
         return value
     flag = torch.tensor([float(value)], device=where.device)

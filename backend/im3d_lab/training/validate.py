@@ -21,7 +21,7 @@ from im3d_lab.training.picture_losses import PictureDistance
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over orbits unless said otherwise; view 0, which the generator is given, is left out.
+    """Means over orbits unless stated otherwise; view 0, which the generator is given, is left out.
 
     Attributes:
         psnr: dB over white, from each orbit's squared error over its views.

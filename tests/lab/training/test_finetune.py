@@ -27,9 +27,9 @@ from im3d.generators.sv3d.weights import UNET, load_networks, unet_name
 from im3d.settings import Settings, Sv3dSettings
 from im3d_lab.training.data.orbits import OrbitSet
 from im3d_lab.training.finetune import WEIGHTS, Finetuner, FinetuneSettings, finetune, is_temporal
-from im3d_lab.training.train import Place
+from im3d_lab.training.train import DistributedContext
 
-HERE = Place(torch.device("cpu"))
+HERE = DistributedContext(torch.device("cpu"))
 SMALL = FinetuneSettings(size=64, batch=2, steps=2, learning_rate=1e-3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_a_failed_render_is_heard_of(request_: DrawRequest, monkeypatch: pytest.
 # Prints its helpers' process ids once they work, and then ends as it is told, or waits to be killed.
 TRAINING = """
 import multiprocessing, os, signal, sys, time
-from im3d.training.helpers import helpers
+from im3d_lab.training.data.helpers import helpers
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit that it is ignored
 with helpers(2) as pool:
     pool.submit(abs, 1).result()
@@ -140,12 +141,18 @@ def test_the_users_files_and_an_earlier_training_are_kept(
     out = tmp_path / "out"
     command = ["train", "mini", "--pack", "p.npz", "--cache", str(tmp_path / "cache"), "--out", str(out)]
     assert cli.main(command) == 0
-    (out / "log.jsonl").touch()  # of a leg that was killed before it saved anything
+    (out / "log.jsonl").touch()  # of a run that was killed before it saved anything
     assert cli.main(command) == 0
     (out / "state.pt").touch()
     assert cli.main(command) == InputError.exit_status
     assert "holds a training already" in capsys.readouterr().err
     assert cli.main([*command, "--resume"]) == 0
+    given: list[argparse.Namespace] = []
+    monkeypatch.setattr(train, "_train_mini", lambda args, *_: given.append(args))
+    assert cli.main([*command, "--resume", "--draw", "3", "--drawn-views", "5"]) == 0
+    assert cli.main([*command, "--resume", "--orbit-seed", "3", "--rendered-views", "5"]) == 0
+    assert [(args.orbit_seed, args.rendered_views) for args in given] == [(3, 5), (3, 5)]
+    assert capsys.readouterr().err.count("the old name goes") == 2
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
     assert cli.main([*command[:-1], str(tmp_path / "photos")]) == InputError.exit_status

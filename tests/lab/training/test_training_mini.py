@@ -23,7 +23,16 @@ from im3d_lab.training.data.orbits import OrbitSet, balanced_shares, orbits_per_
 from im3d_lab.training.data.volumes import VolumeTargets
 from im3d_lab.training.muon import ADAMW_RMS, Muon
 from im3d_lab.training.picture_losses import PictureDistance, soft_iou_loss
-from im3d_lab.training.train import LOSSES, Place, Trainer, export, initial_model, learning_rate, optimizers, train
+from im3d_lab.training.train import (
+    LOSSES,
+    DistributedContext,
+    Trainer,
+    export,
+    initial_model,
+    learning_rate,
+    optimizers,
+    train,
+)
 from im3d_lab.training.train_settings import TrainSettings
 from im3d_lab.training.validate import validate
 
@@ -163,9 +172,9 @@ class AnyVolumes:
 
 
 def new_trainer(**settings: Any) -> Trainer:
-    chosen = TrainSettings(**{"batch": 2, "warmup": 6, "seed": 5, "drawn_views": 2, **settings})
+    chosen = TrainSettings(**{"batch": 2, "warmup": 6, "seed": 5, "rendered_views": 2, **settings})
     model, _, _ = initial_model(None, 5, **TINY_MINI)
-    return Trainer(model, chosen, Place(torch.device("cpu")))
+    return Trainer(model, chosen, DistributedContext(torch.device("cpu")))
 
 
 def run(out: Path, steps: int, resume: bool = False, **settings: Any) -> list[float]:
@@ -177,9 +186,9 @@ def run(out: Path, steps: int, resume: bool = False, **settings: Any) -> list[fl
     return losses
 
 
-@pytest.mark.parametrize(("drawn_views", "perceptual"), [(0, 0.0), (2, 0.0), (2, 1.0)])
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, drawn_views: int, perceptual: float) -> None:
-    settings: dict[str, Any] = {"drawn_views": drawn_views, "perceptual_weight": perceptual}
+@pytest.mark.parametrize(("rendered_views", "perceptual"), [(0, 0.0), (2, 0.0), (2, 1.0)])
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, rendered_views: int, perceptual: float) -> None:
+    settings: dict[str, Any] = {"rendered_views": rendered_views, "perceptual_weight": perceptual}
     unbroken = run(tmp_path / "a", 8, **settings)
     # Stopped inside the warm-up, which must go on rather than begin anew.
     first = run(tmp_path / "b", 4, **settings)

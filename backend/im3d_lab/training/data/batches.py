@@ -74,7 +74,7 @@ class OrbitBatches:
         rows: The rows to hold.
         device: Where they are kept and batches are made.
         size: Side of the batches' pictures; the stored ones are averaged down to it.
-        shares: (len(rows),) how often each is drawn, relative to the others; None: all as often.
+        shares: (len(rows),) how often each is sampled, relative to the others; None: all as often.
 
     Attributes:
         rows: (N,) the rows, on the device.
@@ -136,7 +136,7 @@ class OrbitBatches:
         Args:
             count: B.
             generator: Of everything random, on the device of the batches.
-            others: How many views besides the input view, drawn at random; None: all of them in order.
+            others: How many views besides the input view, chosen at random; None: all of them in order.
         """
         device, K = generator.device, self.ring
         chance = torch.rand(count, generator=generator, device=device, dtype=torch.float64)

@@ -33,7 +33,7 @@ POINTS = 120_000
 DISTANCE_STEP, AT_SURFACE = 1 / 512, 128
 # Surfaces are moved outwards: of solids a little, by what the volume's cells blur away; sheets by more, or views that
 # see them from their edge would lose them. In units of the unit sphere that holds a prop; a cell of `mini`'s volume has
-# 1/32. Chosen by how well true volumes, drawn as the network's are, match masks of held-out props (training log).
+# 1/32. Chosen by how well true volumes, rendered as the network's are, match masks of held-out props (training log).
 SOLID_SWELL, SHEET_SWELL = 0.004, 0.011
 # So far about the surface distances are measured; further away only the side counts. Longer than a cell of the volume.
 NEAR = 0.04

@@ -56,7 +56,7 @@ def invented_pack(packs: Sequence[Path], folder: Path, count: int, seed: int, wo
     """Makes the pack, or finds it if the same one was made before.
 
     Args:
-        packs: Whose training props it is made of; each is drawn from equally often.
+        packs: Whose training props it is made of; each is sampled equally often.
         folder: Where the pack is kept, unpacked; a few hundred kilobytes a prop.
         count: Props.
         seed: Another number gives other props.
@@ -118,7 +118,7 @@ def invented(packs: Sequence[Pack], ids: Sequence[Sequence[str]], rng: np.random
 
     Args:
         packs: Packs.
-        ids: Of each, the props to draw from.
+        ids: Of each, the props to sample from.
         rng: Of everything random.
     """
     whole = _drawn(packs, ids, rng)

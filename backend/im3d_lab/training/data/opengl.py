@@ -23,7 +23,7 @@ SUPERSAMPLING = 3
 RADIUS = framing_radius(DEFAULT_FOV_DEG, 1.0)  # for props scaled to the unit sphere
 MAX_ELEVATION_DEG = 45.0
 # Shares of the training orbits whose prop is deformed, and whose prop fills its pictures exactly. With more deformed
-# and fewer exact ones, shapes and frames are learnt that nobody has (training log, legs 2, 4 and 7).
+# and fewer exact ones, shapes and frames are learnt that nobody has (training log, runs 2, 4 and 7).
 DEFORMED_SHARE = 0.6
 EXACT_SHARE = 0.6
 # More orbits than a prop ever has in one draw.

@@ -59,10 +59,10 @@ class OrbitSet:
 
 
 def balanced_shares(orbits: OrbitSet, packs: Sequence[Path]) -> NDArray[np.float32]:
-    """How often each orbit should be drawn, relative to others of its pack, (N,).
+    """How often each orbit should be sampled, relative to others of its pack, (N,).
 
-    Thirty variants of a wall are drawn as often, together, as one chair. Objects of a group that validates or tests in
-    another pack are never drawn.
+    Thirty variants of a wall are sampled as often, together, as one chair. Objects of a group that validates or tests
+    in another pack are never sampled.
 
     Args:
         orbits: Rendered from the packs.
