@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
 
 from im3d.core.images import OrbitViews
 from im3d.core.orbit import Cameras
@@ -23,6 +22,7 @@ from im3d.core.threads import on_all_cores
 from im3d.mesh.rasterize import FAR, MeshBuffers, rasterize_mesh, to_screen
 from im3d.mesh.surface import TriangleMesh
 from im3d.mesh.texture import bake_kernels
+from im3d.mesh.texture.nearest import nearest_items
 from im3d.mesh.texture.unwrap import UnwrappedMesh
 from im3d.settings import TextureSettings
 
@@ -35,7 +35,6 @@ GRAZING = 0.1  # views at a smaller cosine do not count
 DEPTH_SLACK, GRAZING_SLACK = 0.006, 0.004
 COS_POWER = 2.0
 GUARD_PX = 2.0  # pixels from a depth edge at which a view counts fully
-NEIGHBOURS = 4  # nearest splats or vertices whose mean a texel takes
 SEEN = 1e-5  # total weight above which a texel counts as seen
 
 
@@ -176,7 +175,7 @@ def splat_colors(
     """
     # Facing the other way counts like a distance of a tenth of the object: the far side of a thin wall is too near.
     places = np.concatenate([texels.positions[rows], 0.05 * texels.normals[rows]], axis=1)
-    nearest = _nearest(np.concatenate([means, 0.05 * seen_from], axis=1), places)
+    nearest = nearest_items(np.concatenate([means, 0.05 * seen_from], axis=1), places, 4)
     mean: FloatArray = colors[nearest].mean(axis=1)
     return mean
 
@@ -195,7 +194,7 @@ def bake_normals(
     Returns:
         (size, size, 3) in [0, 1].
     """
-    detail = full.vertex_normals()[_nearest(full.vertices, texels.positions)]
+    detail = full.vertex_normals()[nearest_items(full.vertices, texels.positions, 4)]
     # Not the other side of a thin wall: it is as near, but faces away.
     agrees = np.einsum("tkc,tc->tk", detail, texels.normals) > 0.2
     detail = np.where(agrees[..., None], detail, 0).sum(axis=1)
@@ -210,12 +209,6 @@ def bake_normals(
     local[:, 2] = np.maximum(local[:, 2], 0.05)
     local /= np.linalg.norm(local, axis=1, keepdims=True)
     return texels.spread((local * 0.5 + 0.5).astype(np.float32))
-
-
-def _nearest(items: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.intp]:
-    """(P, NEIGHBOURS) rows of `items` (N, D) nearest to each of the points (P, D), nearest first; N ≥ NEIGHBOURS."""
-    rows: NDArray[np.intp] = cKDTree(items).query(points, k=NEIGHBOURS, workers=-1)[1]
-    return rows
 
 
 def _view_weights(texels: Texels, cameras: Cameras, k: int, view: MeshView) -> FloatArray:
