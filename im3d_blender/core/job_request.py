@@ -20,7 +20,7 @@ GENERATORS = [
     ("sv3d_p", "SV3D + elevation", "Stable Video 3D at a given camera elevation; needs a download and a GPU with 8 GB"),
     ("sv3d_u", "SV3D", "Stable Video 3D, choosing the elevation itself; needs a download and a GPU with 8 GB"),
 ]
-# Takes the views that the user brings, so it is not offered for a prompt or a picture.
+# Takes the user's own views, so it is not offered for a prompt or a picture.
 VIEWS_GENERATOR = "files"
 PRESETS = [
     ("draft", "Draft", "To see whether the idea works: less than half the time of Standard, and less memory"),

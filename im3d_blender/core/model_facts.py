@@ -61,7 +61,7 @@ def read_models(home: Path, facts: Path = FACTS) -> list[ModelFacts]:
 
 
 def licence_of(generator: str, models: list[ModelFacts]) -> str:
-    """The licence that goes with what a generator made; "" when it is the user's own matter (brought views)."""
+    """The licence that goes with what a generator made; "" when it is the user's own matter (own views)."""
     needed = next((m for m in models if m.name == NEEDS.get(generator, "")), None)
     return needed.licence if needed is not None else ""
 

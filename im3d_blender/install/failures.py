@@ -24,7 +24,7 @@ INSTALL_FAILURES: dict[Code, tuple[str, str]] = {
     "disk": ("The disk is full.", "Free some space, then install again: it goes on where it was."),
     "ensurepip": (
         "Blender's Python cannot make an environment: its module ensurepip is missing.",
-        "On Debian and Ubuntu the package python3-venv brings it; Blender from blender.org has it.",
+        "On Debian and Ubuntu the package python3-venv provides it; Blender from blender.org has it.",
     ),
     "hash": ("A download is not what it should be and was thrown away.", "Try again, or on another network."),
     "install": ("A step failed.", "The log says more."),

@@ -51,13 +51,13 @@ class IM3D_OT_generate(bpy.types.Operator):
         name="Name", description="Name of the object; empty takes the prompt's or the file's", options=SKIP
     )
     generator: bpy.props.EnumProperty(
-        name="Generator", description="What draws the object's views", items=ALL_GENERATORS, options=SKIP
+        name="Generator", description="What generates the object's views", items=ALL_GENERATORS, options=SKIP
     )
     preset: bpy.props.EnumProperty(
         name="Preset", description="Quality against time", items=PRESETS, default="standard", options=SKIP
     )
     seed: bpy.props.IntProperty(
-        name="Seed", description="Seed of every random choice; -1 draws one", default=0, min=-1, max=MAX_SEED,
+        name="Seed", description="Seed of every random choice; -1 picks a random one", default=0, min=-1, max=MAX_SEED,
         options=SKIP,
     )  # fmt: skip
     height: bpy.props.FloatProperty(

@@ -91,7 +91,7 @@ class IM3D_OT_restore_background(bpy.types.Operator):
 
 
 class IM3D_OT_roll_seed(bpy.types.Operator):
-    """Draw another seed"""
+    """Pick another seed at random"""
 
     bl_idname = "im3d.roll_seed"
     bl_label = "Another Seed"

@@ -50,7 +50,12 @@ class IM3D_OT_retry(JobOperator, bpy.types.Operator):
     bl_label = "Retry with Another Seed"
 
     seed: bpy.props.IntProperty(
-        name="Seed", description="The new seed; -1 draws one", default=-1, min=-1, max=MAX_SEED, options={"SKIP_SAVE"}
+        name="Seed",
+        description="The new seed; -1 picks a random one",
+        default=-1,
+        min=-1,
+        max=MAX_SEED,
+        options={"SKIP_SAVE"},
     )
     preset: bpy.props.EnumProperty(
         name="Preset",

@@ -120,7 +120,7 @@ def _viewport_pixels(context: bpy.types.Context, size: int) -> np.ndarray:
     areas = [context.area, *context.window.screen.areas]
     area = next((a for a in areas if a is not None and a.type == "VIEW_3D"), None)
     if area is None:
-        raise PictureError("Open a 3D viewport: it draws the picture.")
+        raise PictureError("Open a 3D viewport: it renders the picture.")
     region = next(r for r in area.regions if r.type == "WINDOW")
     space, camera = area.spaces.active, context.scene.camera
     if camera is not None:

@@ -62,13 +62,15 @@ class IM3D_PG_scene(bpy.types.PropertyGroup):
     name: bpy.props.StringProperty(
         name="Name", description="Name of the object; empty takes the prompt's or the file's"
     )
-    generator: bpy.props.EnumProperty(name="Generator", description="What draws the object's views", items=GENERATORS)
+    generator: bpy.props.EnumProperty(
+        name="Generator", description="What generates the object's views", items=GENERATORS
+    )
     preset: bpy.props.EnumProperty(name="Preset", description="Quality against time", items=PRESETS, default="standard")
     seed: bpy.props.IntProperty(
         name="Seed", description="Another seed gives another object, the same seed the same one", min=0, max=MAX_SEED
     )
     lock_seed: bpy.props.BoolProperty(
-        name="Keep Seed", description="Keep the seed; otherwise each new job draws its own", default=False
+        name="Keep Seed", description="Keep the seed; otherwise each new job picks a random one", default=False
     )
     height: bpy.props.FloatProperty(
         name="Height (m)",

@@ -18,8 +18,8 @@ from .wrapping import NESTED_MARGIN, PLAIN_MARGIN, wrapped
 
 # The groups of the list of models.
 PURPOSES = {
-    "orbit": "Draws the Views",
-    "image": "Draws a Picture from Words",
+    "orbit": "Makes the Views",
+    "image": "Makes a Picture from Text",
     "mask": "Cuts Out Photographs",
     "loss": "Quality",
 }
@@ -132,7 +132,7 @@ def _draw_model(layout: bpy.types.UILayout, context: bpy.types.Context, model: M
 
 
 def draw_generator(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
-    """The choice of what draws the views, over the whole width, since "Automatic" says what it will take."""
+    """The choice of what generates the views, over the whole width, since "Automatic" says what it will take."""
     column = layout.column(align=True)
     column.menu("IM3D_MT_generator", text=generator_text(context), translate=False)
     model = backend_state.model(NEEDS.get(context.scene.im3d.generator, ""))
@@ -151,7 +151,7 @@ def draw_generator(layout: bpy.types.UILayout, context: bpy.types.Context) -> No
 
 
 class IM3D_MT_generator(bpy.types.Menu):
-    """What draws the object's views"""
+    """What generates the object's views"""
 
     bl_label = "Generator"
 

@@ -17,7 +17,7 @@ STAGES = {
     "send": "Sending Files",
     "load": "Loading",
     "image": "Cutting Out",
-    "orbit": "Drawing Views",
+    "orbit": "Generating Views",
     "fit": "Fitting Splats",
     "refine": "Refining Views",
     "mesh": "Building Mesh",
@@ -25,7 +25,7 @@ STAGES = {
     "export": "Finishing",
     "fetch": "Fetching Result",
 }
-DRAWN_BY_A_MODEL = ("image", "orbit")
+GENERATED = ("image", "orbit")
 PICTURE_SCALE = 6.0
 FRAMES_PER_ROW = 4
 FRAME_SCALE = 2.0
@@ -95,7 +95,7 @@ def draw_running(
 
 def stage_text(job: QueuedJob) -> str:
     """What is being done, as people call it."""
-    if job.stage in DRAWN_BY_A_MODEL and job.step == 0 and job.steps > 1:
+    if job.stage in GENERATED and job.step == 0 and job.steps > 1:
         return _("Loading the Model")
     return _(STAGES.get(job.stage, "Starting"))
 

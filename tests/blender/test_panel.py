@@ -48,7 +48,7 @@ def test_models_are_listed_by_what_they_are_for(panel: Callable[[str], dict[str,
     got = panel("listed")
     drawn = got["drawn"]
     assert got["japanese"] == ["モデルが必要で", "す。"]
-    titles = ["Draws the Views", "SV3D", "Mini", "Draws a Picture from Words", "FLUX.2 klein", "Cuts Out Photographs",
+    titles = ["Makes the Views", "SV3D", "Mini", "Makes a Picture from Text", "FLUX.2 klein", "Cuts Out Photographs",
               "IS-Net (cut-out)", "Quality", "VGG16 (quality)"]  # fmt: skip
     positions = [drawn.index(["label", title]) for title in titles]
     assert positions == sorted(positions)
