@@ -30,7 +30,8 @@ def test_the_collector_finds_all_kinds_of_texts() -> None:
     texts = visible_texts()
     kinds = {
         "Generate": "a button's text", "Finished Jobs": "a panel's label", "Draft": "a choice",
-        "For work": "a choice's description", "Seed": "a property", "Pick another seed at random": "an operator's tooltip",
+        "For work": "a choice's description", "Seed": "a property",
+        "Pick another seed at random": "an operator's tooltip",
         "Fitting Splats": "a stage", "This folder does not exist.": "a report",
         "Give an image or orbit views, not both.": "an error", "Not for commercial use.": "a note",
         "{} s left": "a time",
