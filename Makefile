@@ -3,8 +3,9 @@
 # make test   lint, types and the whole test suite
 # make docs   the documentation as a web site, out/docs/index.html; links are checked
 # make test-window   the add-on in real windows of Blender 4.3 and 5.2 (Linux, as root; skipped elsewhere)
+# make test PYTHON=python3.13 works beside the usual one, in an environment of its own: .venv-python3.13
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(patsubst %,-%,$(filter-out python3,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLE ?= examples/refrigerator.png

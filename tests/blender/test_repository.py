@@ -62,7 +62,7 @@ def test_blender_installs_from_it(address: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     installed = tmp_path / "im3d"
     assert tomllib.loads((installed / "blender_manifest.toml").read_text())["id"] == "im3d"
-    for file in ("link/backend.py", "install/steps.py"):
+    for file in ("client/backend.py", "install/steps.py"):
         assert (installed / "im3d_blender" / file).read_bytes() == (ROOT / "im3d_blender" / file).read_bytes()
     locks = {path.name for path in (ROOT / "im3d_blender" / "install" / "locks").iterdir()}
     assert {path.name for path in (installed / "im3d_blender" / "install" / "locks").iterdir()} == locks

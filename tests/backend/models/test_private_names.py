@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ROOT / "backend" / "im3d"
+SOURCES = ROOT / "backend"
 # What is used → what it is for.
 TORCH = {
     "torch._foreach_add_": "the optimiser's steps, all parameters at once",
@@ -26,7 +26,7 @@ TORCH = {
     "torch.cpu._is_amx_tile_supported": "whether bfloat16 is fast on this processor",
     "torch.utils.cpp_extension._get_build_directory": "whether gsplat's kernels were compiled before",
 }
-DOCUMENTED = {"_asdict", "_exit"}  # private by name only
+DOCUMENTED = {"_ArgumentGroup", "_asdict", "_exit"}  # private by name only
 # Packages of which one release alone is allowed may be used as that release is.
 PINNED = {"gsplat": {"_C", "_backend"}, "warp-lang": {"_shape_"}}
 
