@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ...backend.im3d.shared.names import PICTURE_SUFFIXES, default_name, pictures_in
+from ...backend.im3d.shared.names import MAX_ELEVATION_DEG, PICTURE_SUFFIXES, default_name, pictures_in
 
 # (identifier, label, description); the descriptions say what each needs.
 GENERATORS = [
@@ -70,7 +70,7 @@ def make_request(
         faces: Triangles at most; 0 keeps the preset's.
         texture_size: Side in pixels; 0 keeps the preset's.
         recenter: False: the picture is framed as an orbit view already.
-        elevation: Degrees; None: estimated.
+        elevation: Degrees, within ±`MAX_ELEVATION_DEG`; None: estimated.
         settings: More settings, "section.name=value" separated by spaces.
 
     Raises:
@@ -97,7 +97,7 @@ def make_request(
     if texture_size:
         _check_range("texture size", texture_size, 64, 8192)
     if elevation is not None:
-        _check_range("elevation", elevation, -90, 90)
+        _check_range("elevation", elevation, -MAX_ELEVATION_DEG, MAX_ELEVATION_DEG)
     return {
         "name": " ".join(name.split()) or default_name(prompt, views or image),
         "prompt": prompt,

@@ -6,6 +6,7 @@ from typing import Any
 
 import bpy
 
+from ...backend.im3d.shared.names import MAX_ELEVATION_DEG
 from ..core import finished_jobs
 from ..core.job_request import GENERATORS, MAX_SEED, PRESETS
 from . import events, thumbnails
@@ -98,8 +99,8 @@ class IM3D_PG_scene(bpy.types.PropertyGroup):
     elevation: bpy.props.FloatProperty(
         name="Elevation (°)",
         description="Angle in degrees from which the camera looked down at the object",
-        min=-90.0,
-        max=90.0,
+        min=-MAX_ELEVATION_DEG,
+        max=MAX_ELEVATION_DEG,
     )
     place: bpy.props.EnumProperty(name="Place At", description="Where a new object stands", items=PLACES)
     as_asset: bpy.props.BoolProperty(

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from im3d.errors import InputError
+from im3d.shared.names import MAX_ELEVATION_DEG
 
 FloatArray = NDArray[np.float32]
 
@@ -38,8 +39,6 @@ FloatArray = NDArray[np.float32]
 DEFAULT_FOV_DEG = 33.8
 DEFAULT_RADIUS = 2.0
 DEFAULT_VIEWS = 16
-# The paper's orbits lie at elevations in [0°, 45°] (3.2); beyond ±80° the camera's up vector degenerates.
-MAX_ELEVATION_DEG = 80.0
 
 # glTF's Y-up axes seen from ours: x → x, z → y, −y → z.
 GLTF_FROM_WORLD = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=np.float64)

@@ -11,7 +11,7 @@ import torch
 from im3d.blender import find_blender, save_blend
 from im3d.core.images import LONGEST_SIDE, OrbitViews, read_image, write_png, write_views
 from im3d.core.memory import give_back_gpu_memory
-from im3d.core.orbit import MAX_ELEVATION_DEG, Orbit
+from im3d.core.orbit import Orbit
 from im3d.core.progress import Progress, part
 from im3d.core.storage import make_folder, write_json
 from im3d.errors import InputError
@@ -24,6 +24,7 @@ from im3d.jobs.result import result_of
 from im3d.mesh.build import Surface, TexturedMesh, build_surface, texture_surface
 from im3d.mesh.gltf import write_glb
 from im3d.mesh.surface import TriangleMesh, mesh_stats
+from im3d.shared.names import MAX_ELEVATION_DEG
 from im3d.splats.losses.perceptual import perceptual_name
 from im3d.splats.ply import save_ply
 from im3d.splats.render import render

@@ -1,4 +1,5 @@
-"""Names that both sides use: presets, stages, files of a job, suffixes of pictures, default names of objects."""
+"""Names that both sides use: presets, stages, files of a job, suffixes of pictures, default names of objects, the limit
+of the elevation."""
 
 from __future__ import annotations
 
@@ -16,11 +17,15 @@ QUEUED_FILE = "queued.json"
 REQUEST_FILE = "request.json"
 PLACEMENT_FILE = "placement.json"
 INPUT_FOLDER = "input"
+# Beside the views of an orbit: their cameras.
+ORBIT_FILE = "orbit.json"
 
 PICTURE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".ppm"},
 )
 NAME_LENGTH = 40
+# The paper's orbits lie at elevations in [0°, 45°] (3.2); beyond ±80° the camera's up vector degenerates.
+MAX_ELEVATION_DEG = 80.0
 
 
 def pictures_in(folder: Path) -> list[Path]:

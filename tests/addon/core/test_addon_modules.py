@@ -63,7 +63,7 @@ class TestRequest:
             ({"prompt": "x", "height": float("nan")}, "height"),
             ({"prompt": "x", "height": 0.0}, "height"),
             ({"prompt": "x", "seed": 2**31}, "seed"),
-            ({"prompt": "x", "elevation": 91.0}, "elevation"),
+            ({"prompt": "x", "elevation": names.MAX_ELEVATION_DEG + 1}, "elevation"),
             ({"prompt": "x", "faces": 3}, "faces"),
             ({"prompt": "x", "generator": "files"}, "needs orbit views"),
             ({"prompt": "x", "settings": "iterations=3"}, "not a setting"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from im3d.core.devices import fast_in_half
 from im3d.core.images import OrbitViews, premultiplied, resized
-from im3d.core.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, MAX_ELEVATION_DEG, Orbit
+from im3d.core.orbit import DEFAULT_FOV_DEG, DEFAULT_RADIUS, Orbit
 from im3d.core.progress import Progress, silent
 from im3d.errors import InputError, ModelError, OutOfMemoryError
 from im3d.generators.base import Subject, ViewFacts
@@ -27,6 +27,7 @@ from im3d.generators.sampling import karras_sigmas, noised, renoised, restart_si
 from im3d.models.cache import MODELS
 from im3d.models.catalog import SHIPPED
 from im3d.settings import MiniSettings
+from im3d.shared.names import MAX_ELEVATION_DEG
 from im3d.shared.paths import models_folder
 
 FloatArray = NDArray[np.float32]
