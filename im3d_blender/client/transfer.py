@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 
 from ...backend.im3d.shared.file_stream import DamagedError, EndedEarlyError, Entry, RefusedError
 from ...backend.im3d.shared.files import replace_file
+from ...backend.im3d.shared.names import INPUT_FOLDER, ORBIT_FILE, pictures_in
 from ...backend.im3d.shared.processes import Child
 from . import file_stream
 from .backend import Failure
@@ -190,9 +191,11 @@ def outgoing(job_id: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], l
     for name in SOURCES:
         if not request.get(name):
             continue
-        source, target = Path(request[name]), f"{job_id}/input/{name}"
+        source, target = Path(request[name]), f"{job_id}/{INPUT_FOLDER}/{name}"
         if source.is_dir():
-            files += [(p, f"{target}/{p.name}") for p in sorted(source.iterdir()) if p.is_file()]
+            orbit = source / ORBIT_FILE
+            views = sorted(pictures_in(source)) + ([orbit] if orbit.is_file() else [])
+            files += [(p, f"{target}/{p.name}") for p in views]
         else:
             target += source.suffix
             files.append((source, target))

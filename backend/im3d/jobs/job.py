@@ -283,7 +283,7 @@ class Job:
             raise InputError(f"{folder} already holds another job.", "Choose another folder, or delete this one.")
         for source in filter(None, (request.views, request.image, request.mask)):
             real, place = Path(os.path.realpath(source)), Path(os.path.realpath(folder))
-            if real.is_relative_to(place) and not real.is_relative_to(place / "input"):
+            if real.is_relative_to(place) and not real.is_relative_to(place / INPUT_FOLDER):
                 raise InputError(f"{source} lies in the folder of the job.", "Choose another folder for the job.")
         return None
 

@@ -104,6 +104,16 @@ def test_files_travel_both_ways(queue: JobQueue, far: Far, tmp_path: Path) -> No
         assert line.endswith(f"me@far -p 2222 -- im3d serve {serve}")
 
 
+def test_of_a_folder_of_views_only_the_orbit_is_sent(tmp_path: Path) -> None:
+    for name in ("view_000.png", "view_001.png", "orbit.json", ".view_002.png", "notes.txt", "scene.blend"):
+        (tmp_path / name).touch()
+    request, files = transfer.outgoing("job", {"views": str(tmp_path)})
+    assert request["views"] == "job/input/views"
+    assert sorted(there for _, there in files) == [
+        f"job/input/views/{name}" for name in ("orbit.json", "view_000.png", "view_001.png")
+    ]
+
+
 @pytest.mark.parametrize("fault", ["cut", "flip"])
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_broken_transfer_goes_on_and_nothing_arrives_damaged(
