@@ -35,7 +35,8 @@ def collect(context: bpy.types.Context, known: Session | None, job: QueuedJob | 
         f"Blender {bpy.app.version_string}, Python {platform.python_version()}",
         f"{platform.system()} {platform.release()} {platform.machine()}",
     ]
-    secrets: list[str] = [token] if (token := get_preferences(context).token.strip()) else []
+    preferences = get_preferences(context)
+    secrets = [preferences.token.strip(), *host_words(preferences.remote_host)]
     if known is not None:
         hello = known.queue.backend.hello or {}
         lines.append(f"backend {hello.get('version', 'not started')} on {hello.get('device', 'unknown device')}")
@@ -52,6 +53,11 @@ def collect(context: bpy.types.Context, known: Session | None, job: QueuedJob | 
             lines.append(f"{job.failure.code}: {job.failure.message} {job.failure.hint}")
         lines += _tail(job)
     return redacted("\n".join(lines), secrets)
+
+
+def host_words(host: str) -> list[str]:
+    """The names in the host's preference, "user@host" with options of ssh: each also stands alone in a log."""
+    return [host.strip(), *re.split(r"[\s@:=,]+", host)]
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:

@@ -225,7 +225,8 @@ def token(extension: str, jobs: str) -> dict[str, Any]:
     until(lambda: state.task is None)
     job = submit("fail")
     until(lambda: job.state == "failed")
-    (job.folder / "log.txt").write_text(f"somebody printed {TOKEN}")
+    (job.folder / "log.txt").write_text(f"somebody printed {TOKEN}\nssh: connect to host render7 port 22")
+    bpy.context.preferences.addons[PACKAGE].preferences.remote_host = "ann@render7 -p 22"
     report = module("state.diagnostics").collect(bpy.context, module("state.session").current(), job)
     return {"refused": refused, "report": report}
 

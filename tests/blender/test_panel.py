@@ -99,6 +99,8 @@ def test_a_token_is_asked_for_where_it_is_missed_and_is_left_nowhere(
     assert (home / "models" / "sv3d_p" / "token").read_text() == "given"
     assert (home / "served_with_token").read_text() == "False"
     assert TOKEN not in got["report"]
+    assert "render7" not in got["report"]
+    assert "connect to host" in got["report"]
     assert "somebody printed" in got["report"]
     files = [p for folder in (home, tmp_path / "jobs") for p in folder.rglob("*") if p.is_file()]
     assert {p.name for p in files if TOKEN.encode() in p.read_bytes()} == {"log.txt"}  # where the test wrote it
