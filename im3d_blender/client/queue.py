@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...backend.im3d.shared.files import replace_file
-from ...backend.im3d.shared.names import QUEUED_FILE, REQUEST_FILE
+from ...backend.im3d.shared.names import ORBIT_FILE, QUEUED_FILE, REQUEST_FILE
 from . import protocol
 from .backend import Backend, Failure
 from .session_lock import SessionLock, is_alive
@@ -163,9 +163,9 @@ class JobQueue:
             raise FileNotFoundError(f"{folder} holds no job")
         job = QueuedJob(folder.name, folder, stored["request"], submitted_at=stored.get("submitted_at", 0.0))
         job.fraction = float(stored.get("fraction", 0.0))
+        self._write(job)
         if known is not None:
             self.jobs.remove(known)
-        self._write(job)
         self.jobs.append(job)
         return job
 
@@ -181,7 +181,7 @@ class JobQueue:
             self.backend.send(protocol.message("cancel", id))
 
     def remove(self, id: str) -> None:
-        """Takes a job off the list, cancelling it first; its folder stays."""
+        """Takes a job that does not run off the list, cancelling it when it waits; its folder stays."""
         job = self._find(id)
         if job.state == "waiting":
             self._end(job, "cancelled")
@@ -325,9 +325,10 @@ class JobQueue:
                 self._done(job, Path(str(message["path"])))
         elif message["type"] == "error":
             failure = Failure(*(str(message[k]) for k in ("code", "message", "hint", "log", "remedy")))
-            if failure.code == "cancelled":
+            died = failure.code == "worker_died"
+            if failure.code == "cancelled" or (died and self._cancelled_at is not None):
                 self._end(job, "cancelled")
-            elif failure.code == "worker_died" and self._try_again(job):
+            elif died and self._try_again(job):
                 pass
             elif failure.log and self._files_command is not None:
                 self._far_failure = failure  # with its log, which lies there
@@ -346,7 +347,7 @@ class JobQueue:
         job.advance(fraction)
         # The stage before the fit wrote them; orbit.json is the last of its files.
         views = job.folder / "views"
-        if not job.frames and job.stage in ("fit", "refine") and (views / "orbit.json").exists():
+        if not job.frames and job.stage in ("fit", "refine") and (views / ORBIT_FILE).exists():
             job.frames = sorted(views.glob("view_*.png"))
 
     def _done(self, job: QueuedJob, path: Path) -> None:

@@ -243,6 +243,19 @@ def test_the_users_cancel_wins(scene: Callable[..., Scene]) -> None:
     assert again.state == "done"
 
 
+def test_a_worker_that_dies_before_it_is_cancelled_stays_cancelled(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = scene("fit:hang")
+    job = s.queue.submit(REQUEST)
+    s.until(lambda: job.stage == "fit")
+    s.queue.cancel(job.id)
+    died = {"type": "error", "id": job.id, "code": "worker_died", "message": "", "hint": "", "log": "", "remedy": ""}
+    monkeypatch.setattr(s.backend, "poll", lambda: [died])
+    s.queue.tick()
+    assert (job.state, job.attempts) == ("cancelled", 1)
+
+
 def test_silence_ends_even_a_backend_that_answers_pings(scene: Callable[..., Scene]) -> None:
     """The process that answers is not the one that works."""
     clock = Clock()
