@@ -40,7 +40,8 @@ class Failure:
     """Why something ended.
 
     Attributes:
-        code: Of `im3d.errors`, or of the link: "backend_missing", "backend_died", "backend_hung", "protocol".
+        code: One of `im3d.errors` or `install.failures`, or the add-on's own: "backend_missing", "backend_died",
+            "backend_hung", "protocol", "remote" (a transfer), "import" (the finished mesh).
         message: What is wrong, one sentence.
         hint: What to do, one sentence, or "".
         log: Path of the log that says more, or "".

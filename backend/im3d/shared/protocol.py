@@ -76,7 +76,7 @@ def message(type_: str, id_: str = "", **content: Any) -> Message:
     """A message of a known type.
 
     Raises:
-        ProtocolError: Unknown type, or its fields are not exactly those of the table above.
+        ProtocolError: Unknown type, or a field of the table above is missing; more fields are allowed.
     """
     checked = {"v": VERSION, "id": id_, "type": type_, **content}
     _check(checked)
