@@ -124,7 +124,8 @@ def _resume(context: bpy.types.Context, job_id: str) -> None:
     known = session.current()
     job = known.find(job_id) if known is not None else None
     if job is not None and job.state == "failed":
-        session.resume(context, job)
+        with contextlib.suppress(OSError):  # its folder is gone: it stays failed
+            session.resume(context, job)
 
 
 class IM3D_OT_copy_diagnostics(bpy.types.Operator):

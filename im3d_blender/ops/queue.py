@@ -85,7 +85,11 @@ class IM3D_OT_resume(JobOperator, bpy.types.Operator):
         job = self.find()
         if job is None:
             return {"CANCELLED"}
-        session.resume(context, job)
+        try:
+            session.resume(context, job)
+        except OSError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
         return {"FINISHED"}
 
 

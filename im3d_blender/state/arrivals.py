@@ -44,3 +44,4 @@ def let_arrive(context: bpy.types.Context, session: Session, job_id: str, anywhe
     except (finished_jobs.JobError, importing.ImportFailedError) as error:
         job.state = "failed"
         job.failure = Failure("import", str(error), "", str(job.folder / "log.txt"))
+        session.note(job)  # the row of its table fails too

@@ -1,4 +1,5 @@
-"""The one queue of this Blender session: made when first needed, advanced by `timer`, ended with the add-on.
+"""The one queue of this Blender session: made when first needed, advanced by `timer`, replaced when a folder or the
+connection changes, ended with the add-on.
 
 Nothing here keeps a data-block: between two ticks the user may undo, delete, or open another file. Panels draw from the
 queue's own list and from the small tables below, never from the disk.
@@ -27,7 +28,7 @@ RUNNING = ("waiting", "running")
 
 
 class Session:
-    """What lives from the first job to the end of the add-on.
+    """The queue and what the panel shows of its jobs.
 
     Attributes:
         queue: The jobs.
@@ -65,6 +66,15 @@ class Session:
             for batch in self.batches:
                 batch.ended(job)
 
+    def take_over(self, former: Session) -> None:
+        """Keeps a former session's ended jobs with what is known of them, and its tables for jobs that go on here."""
+        self.queue.jobs[:0] = [job for job in former.queue.jobs if job.state not in RUNNING]
+        self.pictures |= former.pictures
+        self.frames |= former.frames
+        self.notes |= former.notes
+        self.arriving += former.arriving
+        self.batches += former.batches
+
     @property
     def running(self) -> QueuedJob | None:
         return next((job for job in self.queue.jobs if job.state == "running"), None)
@@ -78,7 +88,7 @@ _session: Session | None = None
 
 
 def current() -> Session | None:
-    """The session, None before the first job."""
+    """The session, None until something first needs its queue."""
     return _session
 
 
@@ -140,11 +150,14 @@ def submit(context: bpy.types.Context, request: dict[str, Any], placement: Place
 
 
 def resume(context: bpy.types.Context, job: QueuedJob) -> QueuedJob:
-    """Queues a job that failed or was cancelled once more; it goes on from its last finished step."""
+    """Queues a job that failed or was cancelled once more; it goes on from its last finished step.
+
+    Raises:
+        OSError: Its folder cannot be read or written, and the job stays in the list as it is.
+    """
     session = ensure(context)
-    session.notes.pop(job.id, None)
-    session.queue.remove(job.id)
     resumed = session.queue.resume(job.folder)
+    session.notes.pop(job.id, None)
     session.note(resumed)
     redraw(context)
     return resumed
@@ -210,7 +223,11 @@ def advance(context: bpy.types.Context, session: Session, patient: bool = True) 
 
 
 def _preferences_changed(context: bpy.types.Context, change: events.Change) -> None:
+    """Starts anew with the present preferences; unfinished jobs stay in their folders, as when Blender is closed."""
+    former = _session
     restart()
+    if former is not None:
+        ensure(context).take_over(former)
 
 
 def attach() -> None:

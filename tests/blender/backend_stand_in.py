@@ -1,8 +1,9 @@
 """A backend that answers at once with a job that was made before: only what the add-on does is under test.
 
 The name of a job says what happens: "fail" ends in an error, "wait" reports half of a fit and waits for cancel.
-"warn" has something to say; "photo" needs the background remover; all others are done. STAND_IN_JOB names the folder of
-the finished job. Its other commands are `cutout`, which needs the background remover as well, and `models download`.
+"warn" has something to say; the mesh of "damaged" is empty; "photo" needs the background remover; all others are done.
+STAND_IN_JOB names the folder of the finished job. Its other commands are `models download` and `cutout`, which needs
+the background remover as well.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def work(job_id: str, folder: Path, request: dict[str, Any]) -> None:
     changes = {k: request[k] for k in ("name", "prompt", "seed", "height_m")}
     changes["warnings"] = [WARNING] if request["name"] == "warn" else []
     (folder / "result.json").write_text(json.dumps({**result, **changes}), encoding="utf-8")
+    if request["name"] == "damaged":
+        (folder / "mesh.glb").write_bytes(b"")
     say("result", job_id, path=str(folder / "result.json"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,46 @@ def warnings_and_clear(extension: str, jobs: str) -> dict[str, Any]:
     return {
         "shown": shown, "warnings": warned.warnings, "listed": listed, "left": len(session.current().queue.jobs),
         "folders": len(list(Path(jobs).glob("2*"))), "seeds": seeds,
+    }  # fmt: skip
+
+
+def folder_gone(extension: str, jobs: str) -> dict[str, Any]:
+    """The folder of a failed job was deleted, and the user asks to go on with the job."""
+    install(extension)
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = jobs
+    session = module("state.session")
+    job = submit("fail")
+    session.wait_for(bpy.context, [job.id])
+    shutil.rmtree(job.folder)
+    try:
+        bpy.ops.im3d.resume(job=job.id)
+        report = ""
+    except RuntimeError as error:
+        report = str(error)
+    return {"report": report, "states": [j.state for j in session.current().queue.jobs]}
+
+
+def preferences_changed(extension: str, jobs: str, table: str) -> dict[str, Any]:
+    """A job has ended and its object has not arrived; a row of a table failed. Then preferences are changed."""
+    install(extension)
+    empty_scene()
+    preferences = bpy.context.preferences.addons[PACKAGE].preferences
+    preferences.jobs_folder = jobs
+    session = module("state.session")
+    bpy.ops.im3d.batch(filepath=table)
+    job = submit("Kiste")
+    empty_scene()
+    session.wait_for(bpy.context, [job.id])
+    empty_scene()  # it may arrive in this file, until somebody looks
+    preferences.jobs_folder = str(Path(jobs) / "other")
+    arriving, batches = list(session.current().arriving), len(session.current().batches)
+    session.wait_for(bpy.context, [job.id])
+    preferences.remote_host = "elsewhere"
+    note = session.current().notes.get(job.id, "")
+    bpy.ops.im3d.arrive(job=job.id)
+    return {
+        "arriving": arriving == [job.id], "batches": batches, "note": note, "objects": names(),
+        "jobs": [j.state for j in session.current().queue.jobs],
     }  # fmt: skip
 
 

@@ -107,6 +107,24 @@ def test_the_examples_of_the_scripting_page(blender: Callable[..., dict[str, Any
     assert got["objects"] == ["Bottle", "Playhouse", "Playhouse.001"]
 
 
+def test_a_job_whose_folder_is_gone_stays_in_the_list(blender: Callable[..., dict[str, Any]]) -> None:
+    got = blender("folder_gone")
+    assert "holds no job" in got["report"]
+    assert got["states"] == ["failed"]
+
+
+def test_ended_jobs_and_tables_outlive_a_change_of_preferences(
+    blender: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    table = tmp_path / "props.csv"
+    table.write_text("prompt,name\na,damaged\n")
+    got = blender("preferences_changed", table)
+    assert (tmp_path / "props.results.csv").read_text().count(",failed,") == 1  # its mesh could not be imported
+    assert (got["arriving"], got["batches"], got["jobs"]) == (True, 1, ["failed", "done"])
+    assert "another file" in got["note"]
+    assert got["objects"] == ["Kiste"]
+
+
 def test_a_job_that_was_left_is_taken_up_once(blender: Callable[..., dict[str, Any]]) -> None:
     got = blender("left_unfinished")
     assert got["left"] == [got["asked"]]
