@@ -55,8 +55,9 @@ def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender
     """The steps that are not finished, under the job's lock; they started at `start` of the monotonic clock."""
     job.state.status, job.state.error = "running", None
     job.save()
-    times, this_kind = StageTimes(home_folder() / "stage_times.json"), kind(device, job.request)
-    progress = JobProgress(planned_steps(job.request), job.state.finished, times.of(this_kind))
+    request, notes = job.request, job.state.notes
+    times = StageTimes(home_folder() / "stage_times.json")
+    progress = JobProgress(planned_steps(request, notes), job.state.finished, times.of(kind(device, request, notes)))
     step = StepRunner(job, listener, cancel, progress)
     step.report("load", 0, 1)  # before torch is imported, which takes seconds
     from im3d.jobs.stages import Stages
@@ -65,19 +66,22 @@ def _run_steps(job: Job, listener: Listener, cancel: Event, device: str, blender
     step.machine = stages.machine
     job.state.timings_s["load"] = job.state.timings_s.get("load", 0.0) + time.monotonic() - start
     step("load", stages.load)
-    if job.request.only_prompt:
+    # Only now is the generator known, and with it the refinement rounds.
+    this_kind = kind(device, request, notes)
+    progress.plan(planned_steps(request, notes), job.state.finished, times.of(this_kind))
+    if request.only_prompt:
         step("picture", stages.make_picture, stage="image")
     step("image", stages.make_subject)
     step("orbit", stages.make_views)
-    for number, until in enumerate(fit_pauses(job.request.settings.fit, stages.refine_settings), start=1):
+    for number, until in enumerate(fit_pauses(request, notes), start=1):
         step(f"fit to {until}", functools.partial(stages.fit, until), stage="fit")
-        if until < job.request.settings.fit.iterations:
+        if until < request.settings.fit.iterations:
             step(f"refine {number}", functools.partial(stages.refine, number), stage="refine")
     step("splats", stages.finish_splats, stage="fit")
     step("mesh", stages.make_mesh)
     step("texture", stages.make_texture)
     step("export", stages.export)
-    blend = blend_step(job.request)
+    blend = blend_step(request)
     if blend is not None:
         step(blend, stages.save_blend, stage="export")
     stages.finish()

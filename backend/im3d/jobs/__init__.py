@@ -1,1 +1,1 @@
-"""The job folder, its steps in order, and tables of jobs."""
+"""The job folder, the steps of a job and their progress, and tables of jobs."""

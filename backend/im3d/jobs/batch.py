@@ -128,7 +128,7 @@ def _row(number: int, line: Line, folder: Path, defaults: Defaults) -> Row:
         request = _request(line, folder, defaults)
         row.request, row.name, row.folder = request, request.name, folder_name(request)
     except Exception as error:
-        row.status, row.error = "failed", explain(error, "")
+        row.status, row.error = "failed", explain(error, None)
     return row
 
 

@@ -60,7 +60,12 @@ def locate_cameras(
         method, confidence = estimate.method, round(estimate.elevation_confidence, 3)
     warnings = estimate.warnings if provided else ()
     orbit = estimate.orbit
-    if confidence is not None and confidence < LOW_CONFIDENCE:
+    if method == "prior" and not unknown:
+        warnings += (
+            f"No elevation was given, and the generator needs one: {orbit.elevation_deg:g}° was assumed. If the result "
+            "leans or bulges, set the camera elevation.",
+        )
+    elif confidence is not None and confidence < LOW_CONFIDENCE:
         warnings += (
             f"The elevation of the views, {orbit.elevation_deg:g}°, is a guess: the object looks much the same from "
             "others. If the result leans or bulges, set the camera elevation.",

@@ -6,7 +6,6 @@ resumed; both ways the numbers are the same.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import platform
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from im3d.errors import ModelError
 from im3d.generators.base import Generator, GeneratorInputs, Subject
 from im3d.generators.choose import Choice, build_generator, choose_generator
 from im3d.jobs.job import Job, stage_seed
-from im3d.settings import RefineSettings
 from im3d.splats.fit import SplatFit
 from im3d.splats.gaussians import Gaussians
 from im3d.splats.losses.perceptual import load_perceptual
@@ -148,12 +146,6 @@ class JobContext:
         """The folder with the views of the last complete refinement round."""
         rounds = [self.job.work / f"refine_{n}" for n in range(self.settings.refine.rounds, 0, -1)]
         return next((folder for folder in rounds if (folder / "orbit.json").exists()), None)
-
-    @property
-    def refine_settings(self) -> RefineSettings:
-        """The request's, without rounds where the generator cannot refine."""
-        settings = self.settings.refine
-        return settings if self.notes["can_refine"] else dataclasses.replace(settings, rounds=0)
 
     @functools.cached_property
     def rasterizer(self) -> Rasterizer:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from im3d.core.storage import write_json
 from im3d.errors import Im3dError
 from im3d.jobs.job import Request
-from im3d.settings import FitSettings, RefineSettings
 from im3d.shared.names import STAGES
 
 # Seconds, for a machine that has not finished such a job yet.
@@ -38,10 +38,14 @@ class Step:
     share: float = 1.0
 
 
-def planned_steps(request: Request) -> list[Step]:
-    """All steps of a job, in order; given views are not refined."""
-    fit, refine = request.settings.fit, request.settings.refine
-    pauses = fit_pauses(fit, refine) if request.views is None else [fit.iterations]
+def planned_steps(request: Request, notes: Mapping[str, Any]) -> list[Step]:
+    """All steps of a job in the order of `im3d.pipeline`, whose steps a test compares with these.
+
+    Args:
+        request: The job's.
+        notes: Those of its state, as far as they exist; see `fit_pauses`.
+    """
+    fit, pauses = request.settings.fit, fit_pauses(request, notes)
     steps = [Step("load", "load")]
     if request.only_prompt:
         steps.append(Step("picture", "image", PICTURE_SHARE))
@@ -62,10 +66,15 @@ def blend_step(request: Request) -> str | None:
     return None if request.blend is None else f"blend {request.blend}"
 
 
-def fit_pauses(fit: FitSettings, refine: RefineSettings) -> list[int]:
-    """The iterations at which the fit pauses for a refinement round, and its end (paper 3.4: 500, 1000, 1200)."""
-    rounds = [refine.interval * n for n in range(1, refine.rounds + 1)]
-    return [iteration for iteration in rounds if iteration < fit.iterations] + [fit.iterations]
+def fit_pauses(request: Request, notes: Mapping[str, Any]) -> list[int]:
+    """The iterations at which the fit pauses for a refinement round, and its end (paper 3.4: 500, 1000, 1200).
+
+    The note `can_refine` of the chosen generator decides whether there are rounds. Until the generator is chosen they
+    are expected unless views are provided.
+    """
+    iterations, refine = request.settings.fit.iterations, request.settings.refine
+    rounds = refine.rounds if notes.get("can_refine", request.views is None) else 0
+    return [pause for n in range(1, rounds + 1) if (pause := refine.interval * n) < iterations] + [iterations]
 
 
 class JobProgress:
@@ -85,14 +94,19 @@ class JobProgress:
         seconds: dict[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock, self._start = clock, clock()
+        self._clock, self.fraction = clock, 0.0
+        self.plan(steps, finished, seconds)
+
+    def plan(self, steps: list[Step], finished: list[str], seconds: dict[str, float] | None) -> None:
+        """Replaces what was expected of the job by what is known now; arguments as above."""
+        self._start = self._clock()
         expected = seconds or USUAL
         weights = {step.name: step.share * expected[step.stage] for step in steps}
         self._known_s = sum(weights.values()) if seconds else None
         total = sum(weights.values()) or 1.0
         self._shares = {name: weight / total for name, weight in weights.items()}
         self._done = sum(self._shares[name] for name in finished if name in self._shares)
-        self._begun_at = self.fraction = self._done
+        self._begun_at = self.fraction = max(self.fraction, self._done)
 
     def within(self, step: str, done: float) -> None:
         """`done` of the step, from 0 to 1, is behind us; `fraction` never falls."""
@@ -146,8 +160,14 @@ class StageTimes:
                 write_json(self._path, self._known)
 
 
-def kind(device: str, request: Request) -> str:
-    """Jobs of one kind take about the same time on one machine."""
+def kind(device: str, request: Request, notes: Mapping[str, Any]) -> str:
+    """Jobs of one kind take about the same time on one machine: they share generator, settings and refinement rounds.
+
+    Args:
+        device, request: Of the job.
+        notes: Those of its state, with the chosen generator; before it is chosen the request's name stands for it.
+    """
     source = "views" if request.views else "image" if request.image else "prompt"
-    fit = request.settings.fit
-    return f"{device} {source} {request.generator} {request.preset} {fit.iterations}x{fit.size}"
+    fit, generator = request.settings.fit, notes.get("generator", request.generator)
+    rounds = len(fit_pauses(request, notes)) - 1
+    return f"{device} {source} {generator} {request.preset} {fit.iterations}x{fit.size} {rounds} rounds"

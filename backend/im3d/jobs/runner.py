@@ -66,6 +66,11 @@ class StepRunner:
             whole = {"fraction": round(self.progress.fraction, 4), "eta_s": self.progress.eta_s}
             self.listener(message("progress", self.job.folder.name, stage=stage, step=step, steps=steps, **whole))
 
+    def show(self, stage: str, preview: Path) -> None:
+        """Sends the path of a new preview to the listener."""
+        with self._sending:
+            self.listener(message("preview", self.job.folder.name, stage=stage, path=str(preview)))
+
     def __call__(self, step: str, work: Callable[[Progress], None], stage: str = "") -> None:
         """Runs `work` unless the step is finished already; its files must be complete when it returns.
 
@@ -113,7 +118,7 @@ class _StepProgress:
             self.last_preview = now
             path = runner.job.folder / "preview.png"
             if write_preview(path, preview):
-                runner.listener(message("preview", runner.job.folder.name, stage=self.stage, path=str(path)))
+                runner.show(self.stage, path)
 
     @contextmanager
     def creeping(self) -> Iterator[None]:
@@ -180,8 +185,8 @@ def failures_recorded(job: Job) -> Iterator[None]:
         raise failure from error
 
 
-def explain(error: BaseException, log: str) -> Im3dError:
-    """The error to report to the user for an exception of a stage."""
+def explain(error: BaseException, log: str | None) -> Im3dError:
+    """The error to report to the user for an exception of a stage; `log` is the file with its traceback, if any."""
     if isinstance(error, Im3dError):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -190,6 +195,5 @@ def explain(error: BaseException, log: str) -> Im3dError:
         return OutOfMemoryError("The memory does not hold this job.", "Close other programs.", "draft")
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return DiskError("The disk is full.", "Free some space, then continue the job.", "resume")
-    return Im3dError(
-        f"im3d failed: {type(error).__name__}: {error}.", f"The log {log} has the details; please report it."
-    )
+    details = "Please report it." if log is None else f"The log {log} has the details; please report it."
+    return Im3dError(f"im3d failed: {type(error).__name__}: {error}.", details)

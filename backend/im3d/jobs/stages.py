@@ -35,7 +35,7 @@ from im3d.views.text_to_image import draw_picture, motion_warning
 
 
 class Stages(JobContext):
-    """The steps of one job, in their order. Each receives the progress of its own work."""
+    """The steps of one job; `im3d.pipeline` says in what order they run. Each receives the progress of its own work."""
 
     def load(self, progress: Progress) -> None:
         """Reads and checks the input, so that a mistake costs a second and not a minute."""

@@ -101,14 +101,18 @@ def test_it_is_offered_and_chosen() -> None:
 @pytest.mark.usefixtures("added")
 def test_it_runs_a_whole_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_png(tmp_path / "pot.png", over(orbit_views(96, count=2).rgba[0]))
+    (tmp_path / "home").mkdir()  # the times of the stages are learnt there
     changes = [part for value in SMALL for part in ("--set", value)]
     status = main(
-        ["generate", "--image", str(tmp_path / "pot.png"), "--generator", "pot", *changes, "--device", "cpu",
+        ["generate", "--image", str(tmp_path / "pot.png"), *changes, "--device", "cpu",
          "--blender", "/none", "--json", "--out", str(tmp_path / "job")]
     )  # fmt: skip
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert status == 0, result
     assert result["generator"] == "pot"
+    (learnt,) = json.loads((tmp_path / "home" / "stage_times.json").read_text(encoding="utf-8"))
+    assert learnt.startswith("cpu image pot ")
+    assert learnt.endswith(" 1 rounds")
     assert (result["elevation_method"], result["elevation_confidence"]) == ("prior", 0.0)
     assert "Everything looks like a pot." in result["warnings"]
     assert result["network_calls"] == 1 + 2 + 2

@@ -123,7 +123,8 @@ def test_from_a_sentence_to_an_object(
     assert result["network_calls"] == 2 * (2 + 2 + 2)
     assert (result["elevation_deg"], result["elevation_method"], result["elevation_confidence"]) == (12, "prior", 0)
     assert any("galloping" in w for w in result["warnings"])
-    assert any("is a guess" in w for w in result["warnings"])
+    assert any("12° was assumed" in w for w in result["warnings"])
+    assert not any("looks much the same" in w for w in result["warnings"])
     assert result["mesh_stats"]["faces"] >= 20
     assert Path(result["mesh"]).stat().st_size > 1000
     # The image model was loaded, and gone before the orbit model was.

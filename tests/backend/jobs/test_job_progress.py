@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from im3d.core.progress import Progress, part, silent
 from im3d.errors import Im3dError, InputError
 from im3d.jobs import preview, runner
 from im3d.jobs.job import Job, Request
-from im3d.jobs.job_progress import USUAL, JobProgress, StageTimes, Step, kind, planned_steps
+from im3d.jobs.job_progress import USUAL, JobProgress, StageTimes, Step, fit_pauses, kind, planned_steps
 from im3d.jobs.runner import StepRunner
 from im3d.settings import preset_settings
 from im3d.shared.names import STAGES
@@ -38,7 +39,7 @@ def fractions(progress: JobProgress, steps: list[Step]) -> list[float]:
 
 
 def test_two_refinement_rounds_are_part_of_the_whole(tmp_path: Path) -> None:
-    steps = planned_steps(request(tmp_path))
+    steps = planned_steps(request(tmp_path), {})
     names = [step.name for step in steps]
     assert names == [
         "load", "image", "orbit", "fit to 330", "refine 1", "fit to 660", "refine 2", "fit to 800", "splats", "mesh",
@@ -55,13 +56,44 @@ def test_two_refinement_rounds_are_part_of_the_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("source", "first", "refined"), [("prompt", "picture", True), ("views", "image", False)])
 def test_each_source_has_its_steps(tmp_path: Path, source: str, first: str, refined: bool) -> None:
-    names = [step.name for step in planned_steps(request(tmp_path, **{source: str(tmp_path)}))]
+    names = [step.name for step in planned_steps(request(tmp_path, **{source: str(tmp_path)}), {})]
     assert names[1] == first
     assert ("refine 1" in names) is refined
 
 
+def test_rounds_are_planned_when_the_chosen_generator_can_refine(tmp_path: Path) -> None:
+    picture, views = request(tmp_path), request(tmp_path, views=str(tmp_path))
+    assert fit_pauses(picture, {}) == fit_pauses(picture, {"can_refine": True}) == [330, 660, 800]
+    assert fit_pauses(picture, {"can_refine": False}) == fit_pauses(views, {}) == [800]
+    names = [step.name for step in planned_steps(picture, {"can_refine": False})]
+    assert "fit to 800" in names
+    assert "refine 1" not in names
+
+
+def test_the_kind_of_a_job_names_the_chosen_generator_and_the_rounds(tmp_path: Path) -> None:
+    automatic = request(tmp_path)
+    mini, sv3d = ({"generator": name, "can_refine": True} for name in ("mini", "sv3d_u"))
+    assert kind("cpu", automatic, mini) == kind("cpu", dataclasses.replace(automatic, generator="mini"), mini)
+    assert kind("cpu", automatic, mini) != kind("cpu", automatic, sv3d)
+    settings = automatic.settings
+    single = dataclasses.replace(settings, refine=dataclasses.replace(settings.refine, rounds=1))
+    assert kind("cpu", automatic, mini) != kind("cpu", dataclasses.replace(automatic, settings=single), mini)
+
+
+def test_a_new_plan_never_takes_back_progress() -> None:
+    steps = [Step("load", "load"), Step("fit", "fit")]
+    progress = JobProgress(steps, [])
+    progress.finish("load")
+    before = progress.fraction
+    progress.plan(steps, ["load"], {**dict.fromkeys(STAGES, 0.0), "load": 1.0, "fit": 99.0})
+    assert progress.fraction == before > 0.01
+    assert progress.eta_s == pytest.approx((1 - before) * 100, abs=0.1)
+    progress.finish("fit")
+    assert progress.fraction == pytest.approx(1.0)
+
+
 def test_a_resumed_job_begins_where_it_was(tmp_path: Path) -> None:
-    steps = planned_steps(request(tmp_path))
+    steps = planned_steps(request(tmp_path), {})
     whole = JobProgress(steps, [])
     for step in steps[:6]:
         whole.finish(step.name)
@@ -88,8 +120,8 @@ def test_the_time_left_follows_the_jobs_own_pace() -> None:
 
 
 def test_times_are_learnt_for_a_kind_and_damage_is_forgotten(tmp_path: Path) -> None:
-    path, this = tmp_path / "times.json", kind("cpu", request(tmp_path))
-    assert this != kind("cpu", request(tmp_path, views=str(tmp_path)))
+    path, this = tmp_path / "times.json", kind("cpu", request(tmp_path), {})
+    assert this != kind("cpu", request(tmp_path, views=str(tmp_path)), {})
     StageTimes(path).learn(this, {"fit": 10.0})
     StageTimes(path).learn(this, {"fit": 20.0, "mesh": 5.0})
     assert StageTimes(path).of(this) == {**dict.fromkeys(STAGES, 0.0), "fit": 14.0, "mesh": 2.0}

@@ -118,7 +118,7 @@ class TestResult:
 
     def test_its_steps_are_those_that_the_progress_counts(self, finished: dict[str, Any]) -> None:
         job = Job.open(Path(finished["job"]))
-        assert job.state.finished == [step.name for step in planned_steps(job.request)]
+        assert job.state.finished == [step.name for step in planned_steps(job.request, job.state.notes)]
 
     def test_nothing_temporary_is_left(self, finished: dict[str, Any]) -> None:
         names = {p.name for p in Path(finished["job"]).iterdir()}

@@ -15,7 +15,7 @@ from im3d.errors import CancelledError, Im3dError
 from im3d.jobs import runner
 from im3d.jobs.job import Job, Request
 from im3d.jobs.job_progress import JobProgress, Step
-from im3d.jobs.runner import StepRunner, crept
+from im3d.jobs.runner import StepRunner, crept, explain
 from im3d.shared.protocol import Message
 
 PICTURE = np.full((4, 4, 3), 0.5, np.float32)
@@ -116,6 +116,22 @@ def test_times_add_up_in_the_stage_that_a_step_counts_for(job: Job, clock: Clock
     assert job.state.timings_s == {"fit": pytest.approx(5.5), "mesh": pytest.approx(4.0)}
     assert job.state.notes["ran_with"] == {name: {"device": "cpu"} for name in ("fit to 500", "fit to 1000", "mesh")}
     assert "fit to 1000: done in 2.5 s" in (job.folder / "log.txt").read_text(encoding="utf-8")
+
+
+def test_messages_are_sent_one_at_a_time(job: Job) -> None:
+    """Progress also comes from the thread that reports for a silent stage."""
+    run = Run(job)
+    alone: dict[str, bool] = {}
+    run.steps.listener = lambda message: alone.update({message["type"]: run.steps._sending.locked()})
+    run.steps("fit", lambda progress: progress(1, 2, PICTURE))
+    assert alone == {"progress": True, "preview": True}
+
+
+def test_an_error_without_a_log_refers_to_none() -> None:
+    assert (
+        explain(RuntimeError("odd"), "/jobs/log.txt").hint == "The log /jobs/log.txt has the details; please report it."
+    )
+    assert explain(RuntimeError("odd"), None).hint == "Please report it."
 
 
 def test_one_preview_a_second_at_most(job: Job, clock: Clock) -> None:
