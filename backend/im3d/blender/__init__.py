@@ -159,15 +159,15 @@ def _environment(work: str) -> dict[str, str]:
 
 
 def _failure(blender: Blender, script: str, done: subprocess.CompletedProcess[str]) -> Im3dError:
-    said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-    text = "\n".join(said)
+    output = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+    text = "\n".join(output)
     if "No space left" in text:
         return DiskError("The disk is full: Blender could not write its file.", "Free some space and try again.")
     if done.returncode == -9 or "MemoryError" in text:
         return OutOfMemoryError("Blender ran out of memory.", "Close other programs and try again.")
-    # A Blender executable says more after the exception that stopped the script.
-    raised = [line for line in said if re.match(r"[\w.]+(Error|Exception): ", line)]
-    last = (raised or said or ["it said nothing"])[-1]
+    # A Blender executable prints more after the exception that stopped the script.
+    raised = [line for line in output if re.match(r"[\w.]+(Error|Exception): ", line)]
+    last = (raised or output or ["no output"])[-1]
     return Im3dError(
         f"{blender} failed in {script} (status {done.returncode}): {last.rstrip('.')}.", "Check this Blender."
     )

@@ -2,7 +2,7 @@
 
 A generator makes the views of an orbit. It belongs to a `Family`, which tells what can be built here and builds it. To
 add a family: write a package beside this file that implements `Generator` and describes itself in a `Family`, list its
-weights in models.toml, and add it to `FAMILIES` in choose.py. Nothing else in the backend names single generators.
+weights in models.toml, add it to `FAMILIES` in choose.py, and give it a section in settings.py if it has settings.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Family:
         names: Of its generators, the best first.
         build: (name, inputs) → the generator, whose weights are read at its first use. Raises `InputError` where a
             setting does not suit.
-        weights: Name → the folder or file of its weights. Raises `ModelError` where they are not installed.
+        require: Name → None. Raises `ModelError` where its weights are not installed.
         obstacle: (name, device) → why "auto" should not choose it on this device, the end of a sentence that begins
             with the name; None where nothing speaks against it.
         starts_from: What it makes views of: a picture, or views that the user provides.
@@ -168,7 +168,7 @@ class Family:
 
     names: tuple[str, ...]
     build: Callable[[str, GeneratorInputs], Generator]
-    weights: Callable[[str], Path | None]
+    require: Callable[[str], object]
     obstacle: Callable[[str, torch.device], str | None] = lambda name, device: None
     starts_from: Literal["picture", "views"] = "picture"
     takes_elevation: tuple[str, ...] = ()

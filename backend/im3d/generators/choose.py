@@ -69,7 +69,7 @@ def choose_generator(
             raise InputError(
                 f"{wanted} makes views of a picture, and this job starts from views.", "Choose the generator auto."
             )
-        family.weights(wanted)
+        family.require(wanted)
         return Choice(wanted)
     return _automatic(device, elevation_known, provided_views)
 
@@ -101,7 +101,7 @@ def _automatic(device: torch.device, elevation_known: bool, provided_views: bool
     some_installed = False
     for family, name in candidates:
         try:
-            family.weights(name)
+            family.require(name)
         except ModelError:
             passed.append(f"{name} is not installed")
             continue

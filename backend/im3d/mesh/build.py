@@ -127,7 +127,7 @@ def build_surface(
         InputError: The views do not describe a solid object.
     """
     if settings.route == "density":
-        field = density_field(gaussians, views, settings)
+        field = density_field(gaussians, settings)
     else:
         field = fused_field(gaussians, views, settings, part(progress, 0.0, 0.6), device)
     full = extract_surface(field, views)

@@ -316,4 +316,4 @@ def _cause_of_death(status: int) -> WorkerDiedError:
             "draft",
         )
     how = f"signal {-status}" if status < 0 else f"status {status}"
-    return WorkerDiedError(f"The job's process crashed ({how}).", "The log has what it said.")
+    return WorkerDiedError(f"The job's process crashed ({how}).", "The log has its last output.")

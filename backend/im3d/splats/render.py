@@ -62,7 +62,7 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
         return "cpu"
     if device.type != "cuda":
         raise InputError(
-            f"The splats cannot be drawn on {device}. There is no rasteriser for it.", "Use the device cpu."
+            f"The splats cannot be rendered on {device}. There is no rasteriser for it.", "Use the device cpu."
         )
     reason = rasterize_gsplat.unavailable_reason()
     if not reason:
@@ -71,7 +71,7 @@ def best_rasterizer(device: torch.device) -> Rasterizer:
     if not second_reason:
         return "warp"
     raise InputError(
-        f"The splats cannot be drawn on {device}. {reason} {second_reason}",
+        f"The splats cannot be rendered on {device}. {reason} {second_reason}",
         "Use the device cpu, which needs no compiler.",
     )
 
@@ -92,7 +92,7 @@ def ready_rasterizer(device: torch.device) -> Rasterizer:
     except Im3dError as error:
         if rasterize_warp.unavailable_reason("cuda"):
             raise
-        logging.getLogger(__name__).warning("%s Warp draws instead.", error.message)
+        logging.getLogger(__name__).warning("%s Warp renders the splats instead.", error.message)
         return "warp"
     return "cuda"
 

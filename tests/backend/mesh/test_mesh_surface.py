@@ -264,7 +264,7 @@ def test_the_fitted_object_has_the_true_surface(fitted: tuple[Gaussians, OrbitVi
 
 @pytest.mark.slow
 def test_the_density_route_gives_the_papers_surface(fitted: tuple[Gaussians, OrbitViews]) -> None:
-    field = density_field(fitted[0], fitted[1], MeshSettings(density_grid=96))
+    field = density_field(fitted[0], MeshSettings(density_grid=96))
     # Against the definition, at points of the grid: Σ o·exp(−d²/2).
     from im3d.splats.rasterizers.project import rotation_matrices
 

@@ -143,7 +143,7 @@ def test_the_triton_kernels_compute_what_torch_and_numba_do() -> None:
 
 
 def test_the_losses_of_a_gpu_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here on the processor and launched one by one; tests/backend/test_splats_cuda.py records them."""
+    """Here on the processor and launched one by one; tests/backend/splats/test_splats_cuda.py records them."""
     monkeypatch.setattr(view_losses, "object_boxes", lambda alpha: None)
     views = analytic.orbit_views(64, count=4)
     rgba = torch.from_numpy(premultiplied(views.rgba))

@@ -145,7 +145,7 @@ def _framed(
     return grid, outlines, sheets
 
 
-def density_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSettings) -> Field:
+def density_field(gaussians: Gaussians, settings: MeshSettings) -> Field:
     """The paper's own route: the splats' density Σ o·exp(−d²/2), as DreamGaussian samples it, cut at level 1.
 
     The values are 1 − density, so that the surface lies at 0 as in the fused field.
@@ -153,7 +153,7 @@ def density_field(gaussians: Gaussians, views: OrbitViews, settings: MeshSetting
     reach = float(gaussians.means.abs().max()) * 1.1
     n = settings.density_grid
     grid = Grid(np.full(3, -reach), 2 * reach / (n - 1), n)
-    # Beyond 3.5 standard deviations a splat adds less than 0.002.
+    # Beyond 3.5 standard deviations a splat adds less than exp(−3.5²/2) = 0.0022.
     covariances = _inverse_covariances(gaussians)
     extent = 3.5 * gaussians.scales.amax(dim=1)
     density = np.zeros((n, n, n), np.float32)

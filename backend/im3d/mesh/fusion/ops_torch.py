@@ -163,11 +163,11 @@ def _vote(
         (points[0] * row[0]).add_(points[1], alpha=row[1]).add_(points[2], alpha=row[2]).add_(row[3])
         for row in V[:3].tolist()
     )
-    ahead = depth.clamp_min(1e-3)
+    ahead = depth.clamp_min(NEAREST)
     u = (right / ahead).mul_(f).add_(size / 2 - 0.5)
     w = (down / ahead).mul_(f).add_(size / 2 - 0.5)
     column, row = u.round(), w.round()
-    judged = (depth >= 1e-3) & (column >= 0) & (row >= 0) & (column < size) & (row < size)
+    judged = (depth >= NEAREST) & (column >= 0) & (row >= 0) & (column < size) & (row < size)
     pixel = (row.clamp(0, size - 1) * size + column.clamp(0, size - 1)).long()
 
     covered = maps.alpha[k].flatten()[pixel] >= 0.5

@@ -23,7 +23,7 @@ from im3d.splats.rasterizers.project import rotation_matrices
 
 FloatArray = NDArray[np.float32]
 # Share of the views that may see a sheet edge-on: of 16, two, front and back, if it is flat.
-EDGE_ON_SHARE = 2 / 16
+EDGE_ON_VIEWS = 2 / 16
 # A splat belongs to a sheet when it lies farther than this outside the hull; at ordinary outlines splats stay nearer.
 OUTSIDE_PX = 0.75
 OPACITY = 0.5
@@ -63,7 +63,7 @@ def sheet_field(sheets: Gaussians, distances: FloatArray, cameras: Cameras, grid
 
 
 def _spare(cameras: Cameras) -> int:
-    return math.floor(len(cameras) * EDGE_ON_SHARE)
+    return math.floor(len(cameras) * EDGE_ON_VIEWS)
 
 
 def _occupied(sheets: Gaussians, grid: Grid) -> NDArray[np.bool_]:

@@ -26,7 +26,7 @@ NEAREST = 1e-3  # points nearer to a camera than this are not judged by it
 COARSE = 64
 # A hull is flat when its shortest side is under this share of the longest, and it is seen edge-on when no silhouette
 # holds a disc of this radius, as a share of the picture's side (2.5 pixels of 256): nothing shows the broad side.
-FLAT_SHARE, EDGE_ON_SHARE = 0.1, 0.01
+FLAT_SHARE, EDGE_ON_RADIUS = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,13 @@ class Grid:
         return cls((low + high) / 2 - side / 2, side / (n - 1), n)
 
 
-def all_signed_distances(alphas: FloatArray, slack: float = 0.0) -> FloatArray:
-    """(C, n, n) `signed_distances` of C coverages (C, S, S), less `slack`, on all cores."""
+def all_signed_distances(alphas: FloatArray) -> FloatArray:
+    """(C, n, n) `signed_distances` of C coverages (C, S, S), in pixels, on all cores."""
     count, size = alphas.shape[:2]
     found = np.empty((count, size * SUBPIXELS, size * SUBPIXELS), np.float32)
 
     def fill(k: int) -> None:
-        # Where it stays: for 16 views of 512² a copy would be a quarter of a gigabyte.
-        np.subtract(signed_distances(alphas[k]), np.float32(slack), out=found[k])
+        found[k] = signed_distances(alphas[k])
 
     on_all_cores(fill, range(count))
     return found
@@ -120,7 +119,7 @@ def hull_grid(
         coarse = Grid.around(low, high, COARSE)
     shortest, middle, longest = np.sort(high - low)
     is_plate = shortest < FLAT_SHARE * longest and middle > 0.25 * longest
-    if is_plate and -distances.min() < EDGE_ON_SHARE * cameras.size:
+    if is_plate and -distances.min() < EDGE_ON_RADIUS * cameras.size:
         raise InputError(
             "The views show a flat object only from its edge.", "Use views from higher up, or check the elevation."
         )
