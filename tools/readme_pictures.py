@@ -1,10 +1,9 @@
 """Makes the README's pictures from finished jobs.
 
-    python tools/readme_pictures.py JOB --out docs/images              from a job on given views
+    python tools/readme_pictures.py JOB --out docs/images              from a job on provided views
     python tools/readme_pictures.py JOB JOB JOB --demo --out docs/images    from jobs on pictures
     python tools/readme_pictures.py JOB … --gallery --out docs/images       the same, a file each
 
-from_views.png: four input views, the mesh from four cameras that were not in the input, Blender's preview.
 routes.png: the paper's mesh route (marching cubes on the splats' density) beside ours, colours and normals.
 gallery/*.jpg, one for each job (--gallery): the picture, Blender's preview, the mesh from four sides.
 demo.png, a row for each job: the picture, four of the views that were drawn of it, Blender's preview, the mesh from
@@ -32,7 +31,7 @@ from im3d.settings import MeshSettings, TextureSettings
 from im3d.splats.ply import load_ply
 
 TILE, SCALE = 256, 3
-NEW_CAMERAS = ((11.0, 5.0), (101.0, 35.0), (191.0, 10.0), (281.0, 30.0))
+NEW_CAMERAS = ((11.0, 5.0), (101.0, 35.0))
 # Of the demo's views and cameras, and the side of its tiles.
 DEMO_VIEWS, DEMO_TILE = [2, 6, 10, 14], 192
 
@@ -108,14 +107,8 @@ def main() -> None:
         texture_surface(build_surface(gaussians, views, MeshSettings(route=route)), gaussians, views, texture)
         for route in ("density", "fusion")
     ]
-    inputs = [over(view) for view in views.resized(TILE).rgba[::4]]
-    preview = over(resized(read_image(job / "preview.png"), 2 * TILE, 2 * TILE))
-    ours = shaded(meshes[1], cameras, normals=False)
-    pairs = [[inputs[2 * i], inputs[2 * i + 1], ours[2 * i], ours[2 * i + 1]] for i in range(2)]
-    left = np.concatenate([np.concatenate(row, axis=1) for row in pairs], axis=0)
-    save(args.out / "from_views.png", [[left, preview]])
     save(args.out / "routes.png", [
-        [*shaded(mesh, cameras[:2], normals=False), *shaded(mesh, cameras[:2], normals=True)] for mesh in meshes
+        [*shaded(mesh, cameras, normals=False), *shaded(mesh, cameras, normals=True)] for mesh in meshes
     ])  # fmt: skip
 
 
