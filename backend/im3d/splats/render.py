@@ -92,7 +92,7 @@ def ready_rasterizer(device: torch.device) -> Rasterizer:
     except Im3dError as error:
         if rasterize_warp.unavailable_reason("cuda"):
             raise
-        logging.getLogger(__name__).warning("%s Warp renders the splats instead.", error.message)
+        logging.getLogger(__name__).warning("%s. Warp renders the splats instead.", error.message.rstrip("."))
         return "warp"
     return "cuda"
 

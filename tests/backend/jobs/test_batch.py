@@ -17,6 +17,7 @@ from PIL import Image
 import im3d.pipeline
 from im3d.cli import main as cli
 from im3d.errors import CancelledError, InputError, OutOfMemoryError
+from im3d.jobs import batch
 from im3d.jobs.batch import Defaults, read_table
 from im3d.jobs.job import Job, Request
 from im3d.models.cache import MODELS
@@ -177,6 +178,17 @@ def test_a_generator_that_nobody_knows_is_found_before_the_row_runs(tmp_path: Pa
     assert str(wrong.error).startswith("There is no generator sv4d.")
     assert right.request is not None
     assert right.request.generator == "mini"
+
+
+def test_a_defect_before_there_is_a_log_refers_to_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Request) -> str:
+        raise ZeroDivisionError("in folder_name")
+
+    monkeypatch.setattr(batch, "folder_name", broken)
+    (tmp_path / "t.csv").write_text("prompt\na jug\n")
+    (row,) = read_table(tmp_path / "t.csv", Defaults())
+    assert row.error is not None
+    assert row.error.hint == "Please report it."
 
 
 def test_spreadsheets_and_folders(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_kernels_that_do_not_compile_are_an_error_of_ours(monkeypatch: pytest.Mo
     assert "device cpu" in caught.value.hint
 
 
-def test_without_a_cuda_compiler_warp_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cuda_compiler_warp_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = {"gsplat": "gsplat is not compiled, and there is no nvcc.", "warp": ""}
     monkeypatch.setattr(rasterize_gsplat, "unavailable_reason", lambda: reasons["gsplat"])
     monkeypatch.setattr(rasterize_warp, "unavailable_reason", lambda device_type: reasons["warp"])
@@ -263,7 +263,9 @@ def test_without_a_cuda_compiler_warp_draws(monkeypatch: pytest.MonkeyPatch) -> 
     assert "No nvcc. No driver." in doctor._rasterizer(cuda=True)
 
 
-def test_where_gsplat_does_not_compile_warp_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_gsplat_does_not_compile_warp_renders(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     reasons = {"warp": ""}
 
     def fail() -> None:
@@ -273,6 +275,7 @@ def test_where_gsplat_does_not_compile_warp_draws(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rasterize_gsplat, "load_kernels", fail)
     monkeypatch.setattr(rasterize_warp, "unavailable_reason", lambda device_type: reasons["warp"])
     assert ready_rasterizer(torch.device("cuda")) == "warp"
+    assert caplog.messages[-1].endswith("nvcc is too old. Warp renders the splats instead.")
     reasons["warp"] = "No driver."
     with pytest.raises(Im3dError, match="nvcc is too old"):
         ready_rasterizer(torch.device("cuda"))
