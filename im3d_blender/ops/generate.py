@@ -130,11 +130,10 @@ class IM3D_OT_generate(bpy.types.Operator):
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         try:
-            request = self._request(context)
-        except (RequestError, PictureError) as error:
+            job = session.submit(context, self._request(context), self._placement(context))
+        except (RequestError, PictureError, OSError) as error:  # OSError: no job folder can be made
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        job = session.submit(context, request, self._placement(context))
         if not (self.wait or bpy.app.background):
             return {"FINISHED"}
         session.wait_for(context, [job.id], print_progress)

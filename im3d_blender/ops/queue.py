@@ -71,7 +71,11 @@ class IM3D_OT_retry(JobOperator, bpy.types.Operator):
         seed = random_seed() if self.seed < 0 else self.seed
         preset = job.request["preset"] if self.preset == "SAME" else self.preset
         placement = read_placement(job.folder) or Placement(document=open_file.document(), scene=context.scene.name)
-        session.submit(context, {**job.request, "seed": seed, "preset": preset}, placement)
+        try:
+            session.submit(context, {**job.request, "seed": seed, "preset": preset}, placement)
+        except OSError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
         return {"FINISHED"}
 
 

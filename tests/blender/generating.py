@@ -70,7 +70,11 @@ def bad_arguments(extension: str, jobs: str) -> dict[str, Any]:
         refused(prompt="x", views="/tmp", image="/tmp"),
     ]
     failed = refused(prompt="x", name="fail")
-    return {"said": said, "failed": failed, "jobs": len(list(Path(jobs).glob("2*"))), "objects": names()}
+    made = len(list(Path(jobs).glob("2*")))
+    # A file stands where the folder of the jobs would be made.
+    bpy.context.preferences.addons[PACKAGE].preferences.jobs_folder = str(Path(__file__) / "jobs")
+    blocked = refused(prompt="x")
+    return {"said": said, "failed": failed, "blocked": blocked, "jobs": made, "objects": names()}
 
 
 def asset(extension: str, jobs: str, library: str) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def test_bad_arguments_are_refused_before_a_job_starts(blender: Callable[..., di
         assert word in said
     assert "sv3d_p is not installed" in got["failed"]
     assert "9.4 GB" in got["failed"]
+    assert "Not a directory" in got["blocked"]
+    assert "Traceback" not in got["blocked"]
     assert (got["jobs"], got["objects"]) == (1, [])
 
 

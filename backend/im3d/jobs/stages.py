@@ -31,7 +31,7 @@ from im3d.splats.render import render
 from im3d.splats.turntable import write_turntable
 from im3d.views.framing import centring_crop, whole_picture
 from im3d.views.masks import isolate, read_mask
-from im3d.views.text_to_image import draw_picture, motion_warning
+from im3d.views.text_to_image import generate_picture, motion_warning
 
 
 class Stages(JobContext):
@@ -86,7 +86,7 @@ class Stages(JobContext):
         """The picture that the prompt describes, by a text-to-image model."""
         request, model = self.request, self.notes["image_model"]
         seed = stage_seed(request.seed, "image")
-        picture = draw_picture(request.prompt, model, self.settings.image, seed, self.device, progress)
+        picture = generate_picture(request.prompt, model, self.settings.image, seed, self.device, progress)
         write_png(self.job.folder / "input.png", picture)
         self.warn(*filter(None, [motion_warning(request.prompt)]))
 

@@ -119,7 +119,7 @@ def motion_warning(prompt: str) -> str | None:
     )
 
 
-def draw_picture(
+def generate_picture(
     prompt: str, model: str, settings: ImageSettings, seed: int, device: torch.device, progress: Progress
 ) -> FloatArray:
     """A picture of the prompt.

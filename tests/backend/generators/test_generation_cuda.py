@@ -20,7 +20,7 @@ from im3d.models.cache import MODELS
 from im3d.models.catalog import find_model
 from im3d.models.memory_modes import MODES, MemoryMode
 from im3d.settings import ImageSettings
-from im3d.views.text_to_image import draw_picture
+from im3d.views.text_to_image import generate_picture
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +34,7 @@ def installed(name: str, memory: str, home: Path, monkeypatch: pytest.MonkeyPatc
     MAKERS[name](find_model(name).folder)
     record(name)
     settings = ImageSettings(size=SMALL.size, steps=SMALL.steps, memory=memory)  # type: ignore[arg-type]
-    return lambda: draw_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
+    return lambda: generate_picture("a red mug", name, settings, 0, torch.device("cuda"), silent)
 
 
 def test_every_mode_of_sv3d_draws_the_same_and_keeps_the_networks_where_it_says(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from im3d.views.text_to_image import (
     RECIPES,
     choose_image_model,
     choose_memory,
-    draw_picture,
+    generate_picture,
     load_pipeline,
     memory_needs,
     motion_warning,
@@ -63,15 +63,15 @@ def test_every_image_model_has_a_recipe_in_the_same_order() -> None:
 class TestModels:
     def test_draws_what_the_seed_and_the_prompt_say(self, name: str) -> None:
         steps: list[tuple[int, int]] = []
-        picture = draw_picture("a red mug", name, SMALL, 1, CPU, lambda step, of, _=None: steps.append((step, of)))
+        picture = generate_picture("a red mug", name, SMALL, 1, CPU, lambda step, of, _=None: steps.append((step, of)))
         assert picture.shape == (64, 64, 4)
         assert picture.dtype == np.float32
         assert np.isfinite(picture).all()
         assert (picture[..., 3] == 1).all()
         assert picture[..., :3].std() > 0.01
         assert steps == [(0, 2), (1, 2), (2, 2)]
-        np.testing.assert_array_equal(picture, draw_picture("a red mug", name, SMALL, 1, CPU, silent))
-        assert not np.array_equal(picture, draw_picture("a red mug", name, SMALL, 2, CPU, silent))
+        np.testing.assert_array_equal(picture, generate_picture("a red mug", name, SMALL, 1, CPU, silent))
+        assert not np.array_equal(picture, generate_picture("a red mug", name, SMALL, 2, CPU, silent))
 
     def test_is_called_as_its_makers_advise(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: dict[str, object] = {}
@@ -86,7 +86,7 @@ class TestModels:
 
         monkeypatch.setattr(kind, "__call__", remember)
         with pytest.raises(CalledError):
-            draw_picture("a red mug.", name, ImageSettings(), 1, CPU, silent)
+            generate_picture("a red mug.", name, ImageSettings(), 1, CPU, silent)
         steps, guidance = {"flux2_klein": (4, 1.0), "z_image_turbo": (9, 0.0), "sdxl": (30, 6.0)}[name]
         assert (asked["num_inference_steps"], asked["guidance_scale"]) == (steps, guidance)
         assert (asked["height"], asked["width"]) == (1024, 1024)
@@ -101,7 +101,7 @@ class TestModels:
             return pipeline
 
         monkeypatch.setattr(text_to_image, "load_pipeline", watched)
-        draw_picture("a red mug", name, SMALL, 1, CPU, silent)
+        generate_picture("a red mug", name, SMALL, 1, CPU, silent)
         assert len(networks) >= 3
         assert [n() for n in networks] == [None] * len(networks)
 
@@ -118,12 +118,12 @@ class TestModels:
             if step == 1:
                 raise CancelledError("Stopped.")
 
-        alone = draw_picture("a red mug", name, SMALL, 1, CPU, silent)
+        alone = generate_picture("a red mug", name, SMALL, 1, CPU, silent)
         with MODELS.keeping():
             with pytest.raises(CancelledError):
-                draw_picture("a blue mug", name, SMALL, 2, CPU, stop)
+                generate_picture("a blue mug", name, SMALL, 2, CPU, stop)
             for _ in range(2):
-                np.testing.assert_array_equal(draw_picture("a red mug", name, SMALL, 1, CPU, silent), alone)
+                np.testing.assert_array_equal(generate_picture("a red mug", name, SMALL, 1, CPU, silent), alone)
         assert reads == [name, name]
 
     def test_compressed_weights_take_half_and_draw_nearly_the_same(self, name: str) -> None:
@@ -162,7 +162,7 @@ class TestFailures:
                 raise CancelledError("Stopped.")
 
         with pytest.raises(CancelledError):
-            draw_picture("a mug", "flux2_klein", SMALL, 0, CPU, stop)
+            generate_picture("a mug", "flux2_klein", SMALL, 0, CPU, stop)
 
     def test_a_folder_of_another_model_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IM3D_HOME", str(tmp_path))
@@ -182,7 +182,7 @@ class TestFailures:
         for mode, advice in (("whole", "offload"), ("offload", "compressed"), ("compressed", "a smaller one")):
             settings = ImageSettings(memory=mode)  # type: ignore[arg-type]
             with pytest.raises(OutOfMemoryError, match=f"the GPU in the mode {mode}") as caught:
-                draw_picture("a mug", "sdxl", settings, 0, torch.device("cuda"), silent)
+                generate_picture("a mug", "sdxl", settings, 0, torch.device("cuda"), silent)
             assert advice in caught.value.hint
             assert caught.value.exit_status == 4
 
@@ -192,7 +192,7 @@ class TestFailures:
 
         monkeypatch.setattr(text_to_image, "load_pipeline", broken)
         with pytest.raises(RuntimeError, match="shapes"):
-            draw_picture("a mug", "sdxl", SMALL, 0, CPU, silent)
+            generate_picture("a mug", "sdxl", SMALL, 0, CPU, silent)
 
 
 class TestMemory:
