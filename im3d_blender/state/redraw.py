@@ -6,7 +6,7 @@ import bpy
 
 
 def redraw(context: bpy.types.Context) -> None:
-    """Asks for the sidebars that show the tab to be drawn again."""
+    """Has Blender redraw the sidebars that show the tab."""
     for window in context.window_manager.windows:
         for area in window.screen.areas:
             if area.type == "VIEW_3D":

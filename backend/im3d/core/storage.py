@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from im3d.errors import DiskError, InputError
+from im3d.shared import files
 
 # A file system that refuses larger files is met with the same remedy as a full one.
 DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -52,21 +53,14 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not.
-
-    The temporary name keeps the suffix, for writers that choose the format by it.
+    """As `im3d.shared.files.replacing`, with errors that say what to do.
 
     Raises:
         DiskError: The disk is full.
         InputError: The folder cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        with translate_os_errors(path):
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with translate_os_errors(path), files.replacing(path) as temporary:
+        yield temporary
 
 
 def write_bytes(path: Path, data: bytes) -> None:
