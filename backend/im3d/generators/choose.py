@@ -60,7 +60,7 @@ def choose_generator(
         ModelError: Its weights, or with "auto" all weights, are missing; the remedy downloads them.
     """
     if wanted != "auto":
-        family = _family(wanted)
+        family = find_family(wanted)
         if family.starts_from == "views" and not provided_views:
             raise InputError(
                 f"The generator {wanted} needs the views of an orbit.", "Provide them, or choose another generator."
@@ -81,7 +81,7 @@ def build_generator(name: str, inputs: GeneratorInputs) -> Generator:
         InputError: There is none, or a setting is out of range or names a file that is not there.
         ModelError: Its weights are not installed.
     """
-    return _family(name).build(name, inputs)
+    return find_family(name).build(name, inputs)
 
 
 def generators_with_elevation() -> list[str]:
@@ -118,7 +118,12 @@ def _automatic(device: torch.device, elevation_known: bool, provided_views: bool
     raise _nothing_installed([name for _, name in candidates], device)
 
 
-def _family(name: str) -> Family:
+def find_family(name: str) -> Family:
+    """The family of a generator.
+
+    Raises:
+        InputError: There is no generator of that name.
+    """
     for family in FAMILIES:
         if name in family.names:
             return family

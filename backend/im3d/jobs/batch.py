@@ -16,7 +16,7 @@ from pathlib import Path
 
 from im3d.core.storage import translate_os_errors, write_json
 from im3d.errors import Im3dError, InputError
-from im3d.generators.choose import generator_names
+from im3d.generators.choose import find_family
 from im3d.jobs.job import Request
 from im3d.jobs.runner import explain
 from im3d.settings import override_notes, parse_overrides
@@ -140,10 +140,8 @@ def _request(line: Line, folder: Path, defaults: Defaults) -> Request:
         seed=defaults.seed,
         height_m=defaults.height_m,
     )
-    if fields["generator"] not in generator_names():
-        raise InputError(
-            f"There is no generator {fields['generator']}.", f"Choose one of: {', '.join(generator_names())}."
-        )
+    if fields["generator"] != "auto":
+        find_family(fields["generator"])  # a wrong name is an error of its row
     request = Request.from_partial(fields)
     settings = parse_overrides(request.settings, defaults.overrides)
     return dataclasses.replace(request, settings=settings, warnings=override_notes(defaults.overrides))
